@@ -1,0 +1,165 @@
+"""The command line: verbs, and nothing that is not about the command line.
+
+What a user got wrong is printed as one sentence and exits with 2. Modules that take long to import are imported by the
+verb that needs them, so that `--help` answers at once.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tml.core.errors import UserError
+
+app = typer.Typer(
+    help="From an engagement log to a ranked timeline.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+twhin = typer.Typer(help="TwHIN: embeddings of viewers, authors and posts from the graph.", no_args_is_help=True)
+recap = typer.Typer(help="The Heavy Ranker: train, evaluate, rank.", no_args_is_help=True)
+app.add_typer(twhin, name="twhin")
+app.add_typer(recap, name="recap")
+
+Config = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[CONFIG.yaml]", help="The job; left out, the default job on a simulated log.", show_default=False
+    ),
+]
+RunDir = Annotated[
+    Path | None,
+    typer.Option("--run-dir", metavar="DIR", help="Where everything is written.", show_default="runs/NAME-OF-CONFIG"),
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the config, as seed=1.")
+]
+
+
+def _example(line: str) -> str:
+    return f"Example: [bold]{line}[/]"
+
+
+def _job(config: Path | None, run_dir: Path | None, overrides: list[str] | None, only: str | None) -> Path:
+    """Load the config, do the job or one stage of it, return the run folder."""
+    from tml.core.config import load_config
+    from tml.pipeline import RunConfig, run_job
+
+    loaded = load_config(RunConfig, config, overrides or ())
+    folder = run_dir or Path("runs") / (config.stem if config else "default")
+    try:
+        run_job(loaded, folder, only)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        raise typer.Exit(130) from None
+    return folder
+
+
+@app.command(epilog=_example("tml run examples/kuairand.yaml --set log.path=KuaiRand-Pure/data"))
+def run(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
+    """Do the whole job: log, features, TwHIN, ranker, evaluation, timelines, report.
+
+    Stages that are finished for the same config are skipped; after Ctrl-C the same command goes on where it stopped.
+    """
+    folder = _job(config, run_dir, set_, None)
+    _show_evaluation(folder)
+    _show_timeline(folder)
+    _show_report(folder)
+
+
+@app.command(epilog=_example("tml simulate my-log --users 1000 --posts 5000 --days 7 --seed 1"))
+def simulate(
+    out: Annotated[Path, typer.Argument(help="The folder to write the log to.", show_default=False)],
+    users: Annotated[int | None, typer.Option(help="Number of users.", show_default="3000")] = None,
+    posts: Annotated[int | None, typer.Option(help="Number of posts.", show_default="20000")] = None,
+    days: Annotated[int | None, typer.Option(help="Days of impressions.", show_default="14")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")] = 0,
+) -> None:
+    """Write the engagement log of a simulated social network, and apart from it the true probabilities."""
+    from tml.core.config import parse_config
+    from tml.simulator.config import SimulatorConfig
+    from tml.simulator.simulate import simulate as make
+
+    given = {name: value for name, value in (("users", users), ("posts", posts), ("days", days)) if value is not None}
+    make(parse_config(SimulatorConfig, given, "tml simulate"), out, seed)
+    print(out)
+
+
+@app.command(epilog=_example("tml features examples/demo.yaml --run-dir runs/demo"))
+def features(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
+    """Make the example dataset: point-in-time features and labels."""
+    print(_job(config, run_dir, set_, "features") / "examples")
+
+
+@twhin.command("train", epilog=_example("tml twhin train examples/demo.yaml --run-dir runs/demo"))
+def twhin_train(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
+    """Learn embeddings from what happened before the ranker's training starts."""
+    print(_job(config, run_dir, set_, "twhin") / "twhin" / "embeddings")
+
+
+@recap.command("train", epilog=_example("tml recap train examples/demo.yaml --run-dir runs/demo"))
+def recap_train(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
+    """Train the Heavy Ranker on the example dataset."""
+    print(_job(config, run_dir, set_, "recap") / "recap" / "model.safetensors")
+
+
+@recap.command("evaluate", epilog=_example("tml recap evaluate examples/demo.yaml --run-dir runs/demo"))
+def recap_evaluate(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
+    """Say how good the ranker is on the held-out end of the log."""
+    _show_evaluation(_job(config, run_dir, set_, "evaluate"))
+
+
+@recap.command("rank", epilog=_example("tml recap rank examples/demo.yaml --run-dir runs/demo"))
+def recap_rank(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
+    """Re-rank the held-out sessions by the weighted score."""
+    _show_timeline(_job(config, run_dir, set_, "rank"))
+
+
+@app.command(epilog=_example("tml report examples/demo.yaml --run-dir runs/demo"))
+def report(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
+    """Make the one-page report of a run."""
+    _show_report(_job(config, run_dir, set_, "report"))
+
+
+def _show_evaluation(folder: Path) -> None:
+    from tml.core.files import read_json
+    from tml.projects.home.recap.evaluate import evaluation_table, ranking_table
+
+    evaluation = read_json(folder / "evaluation.json")
+    _print(evaluation_table(evaluation), ranking_table(evaluation))
+
+
+def _show_timeline(folder: Path) -> None:
+    import pyarrow.parquet as pq
+
+    from tml.core.files import read_json
+    from tml.projects.home.recap.evaluate import timeline_table
+
+    tasks = list(read_json(folder / "evaluation.json")["tasks"])
+    _print(timeline_table(pq.read_table(folder / "timelines.parquet"), None, tasks))
+
+
+def _show_report(folder: Path) -> None:
+    print(f"report: {folder / 'report.html'}")
+
+
+def _print(*parts: Any) -> None:
+    console = Console()
+    # Where there is no terminal a table must not be folded to 80 columns.
+    if not console.is_terminal:
+        console = Console(width=160)
+    for part in parts:
+        console.print(part)
+
+
+def main() -> None:
+    """Run the command line; the entry point of the `tml` program."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

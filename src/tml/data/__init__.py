@@ -1,0 +1,1 @@
+"""Engagement logs as they come in, example datasets as the ranker reads them."""

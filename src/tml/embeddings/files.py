@@ -1,0 +1,146 @@
+"""Embeddings on disk: Parquet with the columns `id` and `vector`, a fixed-size list of float32.
+
+This is where training and use meet: whoever makes vectors writes such a file for each type of node, and whoever uses
+them (the ranker's examples, nearest neighbours, another program) reads it, with no code in common. An id is an integer
+or a string, whichever the log has. A table may be one file or a folder of them, read in the order of their names.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tml.core.errors import DataError
+from tml.core.files import whole_file
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A vector for each id: `ids` (n) of integers or strings, `vectors` (n, width) float32."""
+
+    ids: pa.Array
+    vectors: Vectors
+
+    @property
+    def width(self) -> int:
+        """The dimension of a vector."""
+        return int(self.vectors.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def lookup(self, ids: pa.Array | Sequence[int | str] | npt.NDArray[Any]) -> Vectors:
+        """The vectors of some ids, (ids, width) float32; an id that is not here, or null, gets zeros.
+
+        Example:
+            >>> table = Embeddings(pa.array(["a", "b"]), np.ones((2, 3), np.float32))
+            >>> table.lookup(["b", "z"]).tolist()
+            [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
+        """
+        wanted = ids if isinstance(ids, pa.Array) else pa.array(ids)
+        if len(wanted) and pa.types.is_integer(wanted.type) != pa.types.is_integer(self.ids.type):
+            raise DataError(f"embeddings: found ids of type {wanted.type}, allowed is the table's type {self.ids.type}")
+        rows = pc.index_in(wanted.cast(self.ids.type), value_set=self.ids)
+        found = np.zeros((len(wanted), self.width), np.float32)
+        known = np.asarray(pc.is_valid(rows))
+        found[known] = self.vectors[np.asarray(rows.drop_null())]
+        return found
+
+
+def write_embeddings(path: Path, ids: pa.Array | Sequence[int | str] | npt.NDArray[Any], vectors: Vectors) -> None:
+    """Write one embeddings file, whole or not at all.
+
+    Args:
+        path: the Parquet file.
+        ids: one id for each vector, all integers or all strings.
+        vectors: (ids, width) float32.
+
+    Raises:
+        DataError: an id is null or there twice, a value is not finite, or the counts differ.
+    """
+    table = Embeddings(_plain(ids if isinstance(ids, pa.Array) else pa.array(ids)), np.asarray(vectors, np.float32))
+    if table.vectors.ndim != 2 or len(table.ids) != len(table.vectors):
+        shape = table.vectors.shape
+        raise DataError(
+            f"{path}: found {len(table.ids)} ids and vectors of shape {shape}, allowed is a row for each id"
+        )
+    _check(path, table, None)
+    flat = pa.array(np.ascontiguousarray(table.vectors).reshape(-1))
+    column = pa.FixedSizeListArray.from_arrays(flat, table.width)
+    with whole_file(path) as partial:
+        pq.write_table(pa.table({"id": table.ids, "vector": column}), partial)
+
+
+def read_embeddings(path: Path, width: int | None = None) -> Embeddings:
+    """Read an embeddings file, or a folder of them.
+
+    Args:
+        path: a Parquet file, or a folder of `*.parquet`.
+        width: the dimension that the vectors must have; None allows any.
+
+    Raises:
+        DataError: the file is missing or is no embeddings file, the width is another, an id is null or there twice,
+            or a value is not finite.
+    """
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files or not files[0].exists():
+        raise DataError(f"{path}: no such embeddings file, allowed is a Parquet file or a folder of them")
+    parts = [_read_file(file) for file in files]
+    for file, part in zip(files, parts, strict=True):
+        if (part.ids.type, part.width) != (parts[0].ids.type, parts[0].width):
+            raise DataError(
+                f"{file}: found ids of type {part.ids.type} and width {part.width}, "
+                f"allowed are those of {files[0].name}, {parts[0].ids.type} and {parts[0].width}"
+            )
+    table = Embeddings(pa.concat_arrays([p.ids for p in parts]), np.concatenate([p.vectors for p in parts]))
+    _check(path, table, width)
+    return table
+
+
+def _read_file(path: Path) -> Embeddings:
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a readable Parquet file ({str(error).splitlines()[0]})") from None
+    if not {"id", "vector"} <= set(table.column_names):
+        found = ", ".join(table.column_names)
+        raise DataError(f"{path}: found the columns {found}, allowed are `id` and `vector`")
+    column = table["vector"].combine_chunks()
+    if not pa.types.is_fixed_size_list(column.type) or not pa.types.is_floating(column.type.value_type):
+        raise DataError(f"{path}: `vector` is {column.type}, allowed is a fixed-size list of float32")
+    if column.null_count or column.flatten().null_count:
+        raise DataError(f"{path}: `vector` has nulls, allowed are none")
+    flat = np.asarray(column.flatten(), np.float32)
+    return Embeddings(_plain(table["id"].combine_chunks()), flat.reshape(len(column), column.type.list_size))
+
+
+def _plain(ids: pa.Array) -> pa.Array:
+    """Dictionaries and large strings as what they stand for, so that equal ids have equal types."""
+    if isinstance(ids, pa.DictionaryArray):
+        ids = ids.dictionary_decode()
+    return ids.cast(pa.string()) if pa.types.is_large_string(ids.type) else ids
+
+
+def _check(path: Path, table: Embeddings, width: int | None) -> None:
+    ids = table.ids
+    if not (pa.types.is_integer(ids.type) or pa.types.is_string(ids.type)):
+        raise DataError(f"{path}: `id` is {ids.type}, allowed are integers and strings")
+    if ids.null_count:
+        raise DataError(f"{path}: `id` is null in {ids.null_count} rows, allowed are none")
+    if width is not None and table.width != width:
+        raise DataError(f"{path}: found vectors of width {table.width}, allowed is {width}")
+    if len(pc.unique(ids)) != len(ids):
+        counts = pc.value_counts(ids)
+        twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+        raise DataError(f"{path}: the id {twice[0].as_py()!r} is there twice, allowed is one vector for each id")
+    if not np.isfinite(table.vectors).all():
+        row = int(np.flatnonzero(~np.isfinite(table.vectors).all(axis=1))[0])
+        raise DataError(f"{path}: the vector of id {ids[row].as_py()!r} has a value that is not finite")

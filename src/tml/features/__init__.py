@@ -1,0 +1,1 @@
+"""Point-in-time features and labels, as SQL over an open engagement log."""

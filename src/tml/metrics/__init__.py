@@ -1,0 +1,1 @@
+"""How good predictions and orders are: binary metrics, curves, rankings."""

@@ -1,0 +1,1 @@
+"""Learning rates by part of a model: schedules, parameter groups, and optimizers built of them."""

@@ -1,0 +1,292 @@
+"""The main job: from an engagement log to a ranked timeline, stage by stage.
+
+    simulate ─► features ─► twhin ─► recap ─► evaluate ─► rank ─► report
+
+Every stage reads files and writes files of the run folder. When one is finished it leaves a mark: the fingerprint of
+all that its output depends on. A stage whose mark still fits is skipped, so a run that was stopped goes on where it
+was, and a changed setting runs again what depends on it and nothing else.
+"""
+
+import fcntl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow.parquet as pq
+from pydantic import Field, model_validator
+from rich.console import Console
+
+from tml import __version__
+from tml.core.config import BaseConfig, fingerprint, one_of, to_yaml
+from tml.core.errors import MissingStage, UserError
+from tml.core.files import read_json, remove, write_json, write_text
+from tml.data.config import LogConfig, TaskConfig, published_tasks
+from tml.data.log import log_fingerprint, open_log
+from tml.features.build import build_examples, train_start
+from tml.features.config import FeaturesConfig, SplitConfig
+from tml.projects.home.recap.combine import combination_weights, rank_sessions, write_timelines
+from tml.projects.home.recap.evaluate import evaluate_predictions, write_evaluation
+from tml.projects.home.recap.predict import predict
+from tml.projects.home.recap.train import RecapConfig, train_recap
+from tml.projects.twhin.config import TwhinConfig
+from tml.projects.twhin.train import train_twhin
+from tml.report import write_report
+from tml.simulator.config import SimulatorConfig
+from tml.simulator.simulate import simulate
+
+TOP = 5
+"""Posts at the top of a timeline that the ranking is judged by."""
+
+
+class RunConfig(BaseConfig):
+    """The whole job. Exactly one of `log` (read it) and `simulator` (make one first) is set.
+
+    Attributes:
+        seed: of everything random.
+        tasks: task → the engagement that it predicts; by default the ten published ones.
+        weights: task → its weight in the score, where it is not to be the published one (1 for tasks without one).
+        twhin: null goes without graph embeddings.
+    """
+
+    seed: int = Field(0, ge=0)
+    log: LogConfig | None = one_of("source")
+    simulator: SimulatorConfig | None = one_of("source")
+    tasks: dict[str, TaskConfig] = Field(default_factory=published_tasks, min_length=1)
+    features: FeaturesConfig = FeaturesConfig()
+    split: SplitConfig = SplitConfig()
+    twhin: TwhinConfig | None = TwhinConfig()
+    recap: RecapConfig = RecapConfig()
+    weights: dict[str, float] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _simulate_by_default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("log") is None and values.get("simulator") is None:
+            return {**values, "simulator": {}}
+        return values
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        combination_weights(list(self.tasks), self.weights)
+        return self
+
+
+class Run:
+    """A config and the folder that its stages read and write."""
+
+    def __init__(self, config: RunConfig, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self.log_folder = folder / "log"
+        self.examples = folder / "examples"
+        self.twhin = folder / "twhin"
+        self.recap = folder / "recap"
+        self.predictions = self.recap / "predictions.parquet"
+
+    @property
+    def log(self) -> LogConfig:
+        """The log's config: the one given, or that of the simulated log."""
+        return self.config.log or LogConfig(path=self.log_folder, truth="truth/probabilities.parquet")
+
+    @property
+    def embeddings(self) -> Path | None:
+        """The folder of TwHIN's embeddings, if the job has TwHIN."""
+        return self.twhin / "embeddings" if self.config.twhin else None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the job.
+
+    Attributes:
+        name: as its mark is called.
+        command: the verb that runs it alone.
+        after: the stages whose output it reads.
+        output: what it makes, relative to the run folder; where that is gone, the stage runs again.
+        settings: what its output depends on beside the stages before it.
+        work: does it; gets the run and the stage's fingerprint.
+    """
+
+    name: str
+    command: str
+    after: tuple[str, ...]
+    output: str
+    settings: Callable[[Run], list[Any]]
+    work: Callable[[Run, str], None]
+
+
+def _simulate(run: Run, _: str) -> None:
+    assert run.config.simulator is not None
+    simulate(run.config.simulator, run.log_folder, run.config.seed)
+
+
+def _features(run: Run, _: str) -> None:
+    config = run.config
+    with open_log(run.log) as log:
+        build_examples(
+            log, config.tasks, config.features, config.split, run.examples, config.seed, log_fingerprint(run.log)
+        )
+
+
+def _twhin(run: Run, mark: str) -> None:
+    assert run.config.twhin is not None
+    with open_log(run.log) as log:
+        until = train_start(log, run.config.split)
+        train_twhin(log.connection, run.config.twhin, until, run.twhin, run.config.seed, mark)
+
+
+def _recap(run: Run, mark: str) -> None:
+    train_recap(run.config.recap, run.examples, run.embeddings, run.recap, run.config.seed, mark)
+
+
+def _evaluate(run: Run, _: str) -> None:
+    config, log = run.config, run.log
+    truth = log.path / log.truth if log.truth else None
+    model = run.recap / "model.safetensors"
+    predict(config.recap, run.examples, run.embeddings, model, truth, run.predictions)
+    weights = combination_weights(list(config.tasks), config.weights)
+    evaluation = evaluate_predictions(
+        pq.read_table(run.predictions), list(config.tasks), weights, k=TOP, seed=config.seed
+    )
+    write_evaluation(evaluation, run.folder / "evaluation.json")
+
+
+def _rank(run: Run, _: str) -> None:
+    weights = combination_weights(list(run.config.tasks), run.config.weights)
+    timelines = rank_sessions(pq.read_table(run.predictions), list(run.config.tasks), weights)
+    write_timelines(timelines, run.folder / "timelines.parquet")
+
+
+def _report(run: Run, _: str) -> None:
+    write_report(run.folder)
+
+
+def _log_content(run: Run) -> list[Any]:
+    """What tells one log from another; a simulated one is told by its stage."""
+    return [run.config.log, log_fingerprint(run.config.log)] if run.config.log else []
+
+
+def _tasks(run: Run) -> dict[str, Any]:
+    return {name: task.model_dump() for name, task in run.config.tasks.items()}
+
+
+STAGES = (
+    Stage("simulate", "simulate", (), "log", lambda run: [run.config.simulator, run.config.seed], _simulate),
+    Stage(
+        "features",
+        "features",
+        ("simulate",),
+        "examples",
+        lambda run: [_log_content(run), _tasks(run), run.config.features, run.config.split, run.config.seed],
+        _features,
+    ),
+    Stage(
+        "twhin",
+        "twhin train",
+        ("simulate",),
+        "twhin/embeddings",
+        lambda run: [_log_content(run), run.config.twhin, run.config.split, run.config.seed],
+        _twhin,
+    ),
+    Stage(
+        "recap",
+        "recap train",
+        ("features", "twhin"),
+        "recap/model.safetensors",
+        lambda run: [run.config.recap, run.config.seed],
+        _recap,
+    ),
+    Stage(
+        "evaluate",
+        "recap evaluate",
+        ("recap",),
+        "evaluation.json",
+        lambda run: [run.config.weights, run.config.seed],
+        _evaluate,
+    ),
+    Stage("rank", "recap rank", ("evaluate",), "timelines.parquet", lambda _: [], _rank),
+    Stage("report", "report", ("rank",), "report.html", lambda _: [], _report),
+)
+"""The stages in their order."""
+
+
+def stages_of(config: RunConfig) -> list[Stage]:
+    """The stages that a config has: without a simulator or without TwHIN, theirs is left out."""
+    has = {"simulate": config.simulator, "twhin": config.twhin}
+    return [stage for stage in STAGES if has.get(stage.name, True) is not None]
+
+
+def run_job(config: RunConfig, folder: Path, only: str | None = None) -> None:
+    """Run the stages that are not finished for this config.
+
+    Args:
+        config: the job.
+        folder: the run folder; made where it is not there.
+        only: run this stage alone, finished or not; the stages that it reads from must be finished.
+
+    Raises:
+        MissingStage: a stage that `only` reads from is not finished for this config.
+        UserError: what a stage found wrong.
+    """
+    run, console = Run(config, folder), Console(stderr=True, highlight=False)
+    marks: dict[str, str] = {}
+    with _alone(folder):
+        for stage in stages_of(config):
+            before = [marks[name] for name in stage.after if name in marks]
+            marks[stage.name] = fingerprint(__version__, stage.name, before, stage.settings(run))
+            finished = _is_finished(run, stage, marks[stage.name])
+            if only is None and finished:
+                console.print(f"[green]✓[/] {stage.name}: finished before")
+            elif only is None or only == stage.name:
+                _do(run, stage, marks[stage.name], console)
+            elif not finished and stage.name in _stage(only).after:
+                raise MissingStage(
+                    f"{folder}: the stage {stage.name} is not finished for this config; "
+                    f"run `tml {stage.command}` first, or `tml run` for the whole job"
+                )
+            if only == stage.name:
+                return
+
+
+def _do(run: Run, stage: Stage, mark: str, console: Console) -> None:
+    write_text(run.folder / "config.yaml", to_yaml(run.config))
+    path = _mark_path(run, stage)
+    remove(path)
+    start = time.monotonic()
+    stage.work(run, mark)
+    seconds = round(time.monotonic() - start, 1)
+    write_json(path, {"fingerprint": mark, "seconds": seconds})
+    console.print(f"[green]✓[/] {stage.name}: {seconds} s")
+
+
+def _stage(name: str) -> Stage:
+    return next(stage for stage in STAGES if stage.name == name)
+
+
+def _mark_path(run: Run, stage: Stage) -> Path:
+    return run.folder / ".stages" / f"{stage.name}.json"
+
+
+def _is_finished(run: Run, stage: Stage, mark: str) -> bool:
+    path = _mark_path(run, stage)
+    return path.is_file() and (run.folder / stage.output).exists() and bool(read_json(path)["fingerprint"] == mark)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the run folder: two jobs in one folder would write over each other."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{folder}: not a folder that can be written to ({error.strerror})") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another tml is at work in this run folder; wait for it or take another"
+            ) from None
+        yield

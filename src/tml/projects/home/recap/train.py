@@ -1,0 +1,180 @@
+"""Training the Heavy Ranker on an example dataset."""
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tml.core.config import BaseConfig, parse_config
+from tml.core.distributed import pick_device
+from tml.core.errors import DataError, MissingStage
+from tml.core.files import whole_file
+from tml.core.training import TrainingConfig, TrainResult, TrainState, resume, train
+from tml.data.examples import ExampleReader, Schema, read_part
+from tml.metrics.binary import BinaryMetrics
+from tml.optimizers.schedules import LearningRate, LinearRampToCosine
+from tml.projects.home.recap.config import InputShapes, ModelConfig
+from tml.projects.home.recap.data import DEFAULT_EMBEDDINGS, EmbeddingInput, RankerInputs
+from tml.projects.home.recap.model import HeavyRanker, RankerLoss
+from tml.projects.home.recap.optimizer import MultiTaskLearningRates, RecapOptimizerConfig, build_optimizer
+
+EVALUATION_ROWS = 20_000
+"""Held-out examples that are looked at on the way; the evaluation after training looks at all."""
+
+
+class RecapConfig(BaseConfig):
+    """The Heavy Ranker: what it reads, what it is, and how it is trained.
+
+    Attributes:
+        embeddings: name of an input → whose vectors it is, from TwHIN's files.
+        model: the architecture.
+        optimizer: learning rates by tower and for the backbone; null fits a schedule to the length of the training,
+            see `default_optimizer`. The published rates are made for a training a thousand times as long.
+        batch_size: examples a step.
+        epochs: passes over the training examples, where `training.num_steps` does not say otherwise.
+        training: when to log, evaluate and save.
+        pool_groups: row groups (of 16,384 examples) in memory at a time; their rows are shuffled together.
+    """
+
+    embeddings: dict[str, EmbeddingInput] = Field(default_factory=lambda: dict(DEFAULT_EMBEDDINGS))
+    model: ModelConfig = ModelConfig()
+    optimizer: RecapOptimizerConfig | None = None
+    batch_size: int = Field(1024, ge=2)
+    epochs: float = Field(2.0, gt=0)
+    training: TrainingConfig = TrainingConfig(num_steps=None)
+    pool_groups: int = Field(64, ge=1)
+
+
+PEAK_RATE, FINAL_RATE = 2e-3, 2e-5
+
+
+def default_optimizer(tasks: Collection[str], steps: int) -> RecapOptimizerConfig:
+    """Adam for a training of so many steps: each rate rises over a twentieth of them, then falls along a cosine."""
+    ramp = max(1, steps // 20)
+    rate = LearningRate(
+        linear_ramp_to_cosine=LinearRampToCosine(
+            learning_rate=PEAK_RATE,
+            final_learning_rate=FINAL_RATE,
+            num_ramp_steps=ramp,
+            final_num_steps=max(steps, ramp + 1),
+        )
+    )
+    rates = MultiTaskLearningRates(backbone_learning_rate=rate, tower_learning_rates=dict.fromkeys(tasks, rate))
+    return RecapOptimizerConfig(multi_task_learning_rates=rates)
+
+
+def train_recap(
+    config: RecapConfig, examples: Path, embeddings: Path | None, out: Path, seed: int, fingerprint: str
+) -> TrainResult:
+    """Train a ranker, or go on with a training that was interrupted, and write `out/model.safetensors`.
+
+    Args:
+        config: what to train.
+        examples: an example dataset with the parts `train` and `validation`.
+        embeddings: the folder of embeddings by id; None for none.
+        out: takes checkpoints, metrics and the model.
+        seed: of initial weights, order of examples and dropout.
+        fingerprint: of everything the training depends on; checkpoints of another are not resumed.
+    """
+    schema = Schema.read(examples)
+    inputs = RankerInputs(schema, config.embeddings, embeddings)
+    reader = ExampleReader(
+        examples, "train", min(config.batch_size, schema.part("train").rows), seed, config.pool_groups, inputs.batch
+    )
+    model = HeavyRanker(config.model, inputs.shapes(), torch.Generator().manual_seed(seed))
+    rates = _base_rates(schema, examples)
+    model.initialise_biases(rates)
+    objective = RankerLoss(model).to(pick_device())
+    steps = config.training.num_steps or max(1, round(config.epochs * reader.batches_per_epoch))
+    optimizer, scheduler = build_optimizer(objective, config.optimizer or default_optimizer(schema.tasks, steps))
+    torch.manual_seed(seed)
+    state = TrainState(objective, optimizer, scheduler, reader)
+    resume(state, out, fingerprint)
+    training = config.training.model_copy(update={"num_steps": steps})
+    evaluate = _evaluator(inputs, examples, schema)
+    result = train(state, training, out, evaluate, label="train ranker", fingerprint=fingerprint)
+    save_ranker(model, config.model, inputs.shapes(), out / "model.safetensors")
+    return result
+
+
+def save_ranker(model: HeavyRanker, config: ModelConfig, shapes: InputShapes, path: Path) -> None:
+    """Write a model's parameters with its config and shapes beside them, as safetensors: data without code."""
+    about = {"config": config.model_dump_json(), "shapes": shapes.model_dump_json()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with whole_file(path) as partial:
+        save_file(tensors, partial, metadata=about)
+
+
+def load_ranker(path: Path) -> HeavyRanker:
+    """Read a model that `save_ranker` wrote, in evaluation mode.
+
+    Raises:
+        MissingStage: there is none.
+        DataError: the file is damaged or of something else.
+    """
+    if not path.is_file():
+        raise MissingStage(f"{path}: no such model; `tml recap train` makes one")
+    try:
+        tensors = load_file(path)
+        about = _metadata(path)
+        shapes = parse_config(InputShapes, json.loads(about["shapes"]), str(path))
+        model = HeavyRanker(parse_config(ModelConfig, json.loads(about["config"]), str(path)), shapes)
+        model.load_state_dict(tensors)
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise DataError(f"{path}: not a ranker's model file ({str(error).splitlines()[0]})") from None
+    return model.eval()
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """The texts in the header of a safetensors file."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        return dict(json.loads(stream.read(length))["__metadata__"])
+
+
+def sampling_ratios(schema: Schema) -> dict[str, float]:
+    """By task, how many times rarer negatives are in training than in the log: what calibration corrects."""
+    return {name: float(task["negative_sampling_rate"]) for name, task in schema.tasks.items()}
+
+
+def _base_rates(schema: Schema, examples: Path) -> dict[str, float]:
+    """The mean training label of each task, over the labels that count."""
+    sums = dict.fromkeys(schema.tasks, 0.0)
+    counts = dict.fromkeys(schema.tasks, 0)
+    for table in read_part(examples, "train", list(schema.tasks)):
+        for task in schema.tasks:
+            labels = table[task].to_numpy()
+            sums[task] += float(np.nansum(labels))
+            counts[task] += int(np.isfinite(labels).sum())
+    return {task: sums[task] / max(counts[task], 1) for task in schema.tasks}
+
+
+def _evaluator(inputs: RankerInputs, examples: Path, schema: Schema) -> Callable[[nn.Module], Mapping[str, float]]:
+    """Loss, AUC and RCE by task on examples spread over the held-out part."""
+    whole = pa.concat_tables(read_part(examples, "validation"))
+    step = max(1, whole.num_rows // EVALUATION_ROWS)
+    batch = inputs.batch(whole.take(np.arange(0, whole.num_rows, step)))
+    del whole
+
+    def evaluate(objective: nn.Module) -> dict[str, float]:
+        device = next(objective.parameters()).device
+        loss, outputs = objective({name: values.to(device) for name, values in batch.items()})
+        measured = {"loss": float(loss)}
+        probabilities: Tensor = torch.sigmoid(outputs["logits"]).cpu()
+        for number, task in enumerate(schema.tasks):
+            metrics = BinaryMetrics()
+            metrics.update(batch[task].numpy(), probabilities[:, number].numpy())
+            values = metrics.compute()
+            for name, value in (("auc", values.auc), ("rce", values.rce)):
+                if value is not None:
+                    measured[f"{name}/{task}"] = value
+        return measured
+
+    return evaluate

@@ -1,0 +1,117 @@
+"""TwHIN from a log to vectors in files: extract the graph, train, measure, export.
+
+    OUT/graph/            the edges and vocabularies (`data.py`)
+    OUT/checkpoints/, metrics.jsonl, tensorboard/     of the training
+    OUT/embeddings/       the vectors (`export.py`)
+
+A few edges are held out; how well the vectors find them is printed and logged beside what popularity alone finds. The
+split, the order, the negatives and the first vectors follow from the seed, and an interrupted training goes on from its
+last checkpoint with the same bits.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import torch
+from torch import nn
+
+from tml.core.distributed import pick_device
+from tml.core.training import TrainResult, TrainState, resume, train
+from tml.optimizers.builders import build
+from tml.optimizers.grouped import GroupedOptimizer, RateScheduler
+from tml.projects.twhin.batches import EdgeBatches
+from tml.projects.twhin.config import TwhinConfig
+from tml.projects.twhin.data import Graph, extract_graph, hold_out
+from tml.projects.twhin.evaluate import evaluate_edges
+from tml.projects.twhin.export import export_embeddings
+from tml.projects.twhin.model import TwhinModel
+
+
+def train_twhin(
+    connection: duckdb.DuckDBPyConnection,
+    config: TwhinConfig,
+    until: datetime | None,
+    out: Path,
+    seed: int,
+    fingerprint: str = "",
+) -> TrainResult:
+    """Learn vectors from the edges of a log, or go on with a training that was interrupted, and write them.
+
+    Args:
+        connection: has the log's views; see `data.extract_graph`.
+        config: what to train.
+        until: an edge must be older than this; None takes every edge.
+        out: takes `graph/`, `embeddings/`, and the training's checkpoints and metrics.
+        seed: of the split, the first vectors, the order and the negatives.
+        fingerprint: of everything the training depends on; checkpoints of another are not resumed.
+
+    Raises:
+        DataError: the log lacks what a relation needs, or a relation has no edge.
+    """
+    graph = extract_graph(connection, config, until, out / "graph")
+    kept, held_out = hold_out(graph, config.validation_fraction, np.random.default_rng([seed, 1]))
+    batches = EdgeBatches(kept, config, seed)
+    model = _model(config, graph, seed).to(_device())
+    optimizer, scheduler = build_optimizer(model, config)
+    state = TrainState(model, optimizer, scheduler, batches)
+    resume(state, out, fingerprint)
+    steps = config.training.num_steps or max(1, round(config.epochs * batches.batches_per_epoch))
+    training = config.training.model_copy(update={"num_steps": steps})
+    evaluate = _evaluator(kept, held_out, seed) if len(held_out) else None
+    result = train(state, training, out, evaluate, label="train TwHIN", fingerprint=fingerprint)
+    print(_summary(graph, held_out, result.metrics), file=sys.stderr)
+    export_embeddings(model, graph, out / "embeddings")
+    return result
+
+
+def build_optimizer(model: TwhinModel, config: TwhinConfig) -> tuple[GroupedOptimizer, RateScheduler]:
+    """One optimizer for the tables, each at its configured algorithm and rate, and the translations."""
+    own = {table.name: table.optimizer for table in config.embeddings.tables}
+    configs = {str(node): own.get(node, config.embeddings.optimizer) for node in config.node_types}
+    modules = {f"embeddings.tables.{node}": str(node) for node in config.node_types}
+    return build(
+        model,
+        {**configs, "translations": config.translation_optimizer},
+        {**modules, "translations": "translations"},
+    )
+
+
+def _model(config: TwhinConfig, graph: Graph, seed: int) -> TwhinModel:
+    generator = torch.Generator().manual_seed(seed)
+    scale = config.embeddings.initial_scale
+    return TwhinModel(
+        graph.sizes, graph.relations, config.embedding_dim, generator, config.negative_weight, initial_scale=scale
+    )
+
+
+def _device() -> torch.device:
+    device = pick_device()
+    # Apple's GPU has no sparse gradients.
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def _evaluator(kept: Graph, held_out: Graph, seed: int) -> Callable[[nn.Module], Mapping[str, float]]:
+    def evaluate(model: nn.Module) -> Mapping[str, float]:
+        assert isinstance(model, TwhinModel)
+        # The same candidates every time, so that values differ only by what was learnt.
+        return evaluate_edges(model, kept, held_out, np.random.default_rng([seed, 2]))
+
+    return evaluate
+
+
+def _summary(graph: Graph, held_out: Graph, metrics: Mapping[str, float]) -> str:
+    nodes = ", ".join(f"{size:,} {node}s" for node, size in graph.sizes.items())
+    text = f"TwHIN: {len(graph):,} edges of {len(graph.relations)} relations, {nodes}"
+    if "validation/auc" not in metrics:
+        return text
+    auc, degree_auc, mrr, degree_mrr = (
+        metrics[f"validation/{name}"] for name in ("auc", "degree_auc", "mrr", "degree_mrr")
+    )
+    return (
+        f"{text}; {len(held_out):,} held-out edges against 100 uniform candidates a side: AUC {auc:.3f} "
+        f"(by degrees alone {degree_auc:.3f}), MRR {mrr:.3f} ({degree_mrr:.3f})"
+    )

@@ -1,0 +1,374 @@
+"""The loop: exactly so many steps, and a training interrupted anywhere is the one that never was."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tml.core import checkpoint
+from tml.core.errors import DataError, UserError
+from tml.core.training import TrainingConfig, TrainResult, TrainState, resume, train
+
+
+class Model(nn.Module):
+    """Two tasks, with all that has a state of its own: batch norm and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 2))
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
+        losses = (self.layers(batch["x"]) - batch["y"]).square().mean(dim=0)
+        return losses.mean(), {"losses": {"like": losses[0], "reply": losses[1]}}
+
+
+class Batches:
+    """Endless batches that know their position."""
+
+    def __init__(self) -> None:
+        self.given = 0
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        while True:
+            generator = torch.Generator().manual_seed(self.given)
+            self.given += 1
+            yield {"x": torch.randn(6, 4, generator=generator), "y": torch.randn(6, 2, generator=generator)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"given": self.given}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.given = state["given"]
+
+
+class WithoutPosition:
+    """The same batches, without a word of where they are."""
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        return iter(Batches())
+
+
+def make(batches: Any = None, seed: int = 0) -> TrainState:
+    torch.manual_seed(seed)
+    model = Model()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 20))
+    return TrainState(model, optimizer, schedule, batches or Batches())
+
+
+CONFIG = TrainingConfig(num_steps=25, log_every=4, evaluate_every=10, checkpoint_every=7, clip_gradient_norm=0.5)
+
+
+def evaluate(model: nn.Module) -> dict[str, float]:
+    assert not model.training
+    assert not torch.is_grad_enabled()
+    # An evaluation that draws random numbers must not make a resumed training another one.
+    return {"noisy": float(torch.rand(())), "auc/like": float("nan"), "weight": float(next(model.parameters()).sum())}
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """The metrics, without those that are of the clock."""
+    clock = ("seconds", "train/examples_per_second")
+    parsed = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in clock} for line in parsed]
+
+
+def stop_at(step: int) -> Callable[[TrainState, Mapping[str, float]], None]:
+    def stop(state: TrainState, _measured: Mapping[str, float]) -> None:
+        if state.step == step:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def go_on(folder: Path, batches: Any = None) -> tuple[TrainState, TrainResult]:
+    """What a new process does."""
+    state = make(batches, seed=99)
+    resume(state, folder, "config")
+    torch.manual_seed(98)
+    return state, train(state, CONFIG, folder, evaluate, fingerprint="config")
+
+
+def assert_same(state: TrainState, folder: Path, reference: tuple[TrainState, Path]) -> None:
+    other, other_folder = reference
+    for name, value in other.model.state_dict().items():
+        assert torch.equal(value, state.model.state_dict()[name]), name
+    assert lines(folder) == lines(other_folder)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainState, Path]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    state = make()
+    train(state, CONFIG, folder, evaluate, fingerprint="config")
+    return state, folder
+
+
+def test_exactly_so_many_steps_each_thing_at_its_own_time(uninterrupted: tuple[TrainState, Path]) -> None:
+    state, folder = uninterrupted
+    assert state.step == 25
+    assert next(iter(state.optimizer.state.values()))["step"] == 25
+    assert state.batches.given == 25  # type: ignore[attr-defined]
+    assert [line["step"] for line in lines(folder) if "train/loss" in line] == [4, 8, 12, 16, 20, 24, 25]
+    assert [line["step"] for line in lines(folder) if "validation/noisy" in line] == [10, 20, 25]
+    assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(folder / "checkpoints")] == [14, 21, 25]
+
+
+def test_tensorboard_has_the_same_values(uninterrupted: tuple[TrainState, Path]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    _, folder = uninterrupted
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    for key in ("train/loss", "train/loss/reply", "learning_rate/0", "gradient_norm", "validation/noisy"):
+        expected = [(line["step"], line[key]) for line in lines(folder) if key in line]
+        found = [(scalar.step, scalar.value) for scalar in events.Scalars(key)]
+        assert found == [(step, pytest.approx(value, rel=1e-6)) for step, value in expected], key
+    assert "validation/auc/like" not in events.Tags()["scalars"]
+    assert lines(folder)[-1]["validation/auc/like"] is None
+
+
+def test_the_log_is_the_average_since_the_last_one(tmp_path: Path) -> None:
+    config = TrainingConfig(num_steps=8, log_every=4)
+    train(make(), config, tmp_path)
+
+    reference = make()
+    reference.model.train()
+    losses, rates, norms = [], [], []
+    batches = iter(reference.batches)
+    for _ in range(8):
+        loss, outputs = reference.model(next(batches))
+        reference.optimizer.zero_grad()
+        loss.backward()
+        rates.append(reference.optimizer.param_groups[0]["lr"])
+        norms.append(float(torch.cat([p.grad.flatten() for p in reference.model.parameters()]).norm()))  # type: ignore[union-attr]
+        reference.optimizer.step()
+        reference.scheduler.step()  # type: ignore[union-attr]
+        losses.append((loss.item(), outputs["losses"]["like"].item()))
+    first, second = lines(tmp_path)
+    for line, part in ((first, losses[:4]), (second, losses[4:])):
+        assert line["train/loss"] == pytest.approx(sum(loss for loss, _ in part) / 4)
+        assert line["train/loss/like"] == pytest.approx(sum(like for _, like in part) / 4)
+    assert second["learning_rate/0"] == rates[7]
+    assert second["gradient_norm"] == pytest.approx(norms[7], rel=1e-6)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 7, 10, 13, 20, 24, 25])
+def test_interrupted_and_resumed_is_uninterrupted(
+    step: int, tmp_path: Path, uninterrupted: tuple[TrainState, Path]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(make(), CONFIG, tmp_path, evaluate, [stop_at(step)], fingerprint="config")
+    assert checkpoint.latest(tmp_path / "checkpoints", "config") == tmp_path / f"checkpoints/step-{step:08d}"
+    state, result = go_on(tmp_path)
+    assert result.step == 25
+    assert result.metrics["train/loss"] == lines(tmp_path)[-2]["train/loss"]
+    assert_same(state, tmp_path, uninterrupted)
+
+
+def test_resumed_without_a_position_reads_past_what_it_has_had(
+    tmp_path: Path, uninterrupted: tuple[TrainState, Path]
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(make(WithoutPosition()), CONFIG, tmp_path, evaluate, [stop_at(11)], fingerprint="config")
+    state, _ = go_on(tmp_path, WithoutPosition())
+    assert_same(state, tmp_path, uninterrupted)
+
+
+def test_a_crash_goes_on_from_the_last_checkpoint(tmp_path: Path, uninterrupted: tuple[TrainState, Path]) -> None:
+    def crash(state: TrainState, _measured: Mapping[str, float]) -> None:
+        if state.step == 19:
+            raise RuntimeError("the machine is gone")
+
+    with pytest.raises(RuntimeError):
+        train(make(), CONFIG, tmp_path, evaluate, [crash], fingerprint="config")
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 20, "train/l')
+    assert checkpoint.latest(tmp_path / "checkpoints", "config") == tmp_path / "checkpoints/step-00000014"
+    state, _ = go_on(tmp_path)
+    assert_same(state, tmp_path, uninterrupted)
+
+
+def test_interrupted_while_evaluating(tmp_path: Path, uninterrupted: tuple[TrainState, Path]) -> None:
+    def interrupted(model: nn.Module) -> dict[str, float]:
+        evaluate(model)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(make(), CONFIG, tmp_path, interrupted, fingerprint="config")
+    assert checkpoint.latest(tmp_path / "checkpoints", "config") == tmp_path / "checkpoints/step-00000010"
+    state, _ = go_on(tmp_path)
+    assert_same(state, tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_interrupted_in_the_middle_of_a_step(
+    where: str, tmp_path: Path, uninterrupted: tuple[TrainState, Path]
+) -> None:
+    state = make()
+    forward, calls = state.model.forward, 0
+
+    def interrupted(batch: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        result = forward(batch) if calls < 18 or where == "after" else None
+        if calls == 18:
+            raise KeyboardInterrupt
+        return result
+
+    state.model.forward = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        train(state, CONFIG, tmp_path, evaluate, fingerprint="config")
+    # After the forward pass batch norm has seen the batch: step 17 is not whole any more, so 14 stays the newest.
+    newest = {"before": 17, "after": 14}[where]
+    assert checkpoint.latest(tmp_path / "checkpoints", "config") == tmp_path / f"checkpoints/step-{newest:08d}"
+    state, _ = go_on(tmp_path)
+    assert_same(state, tmp_path, uninterrupted)
+
+
+def test_control_c_waits_for_the_end_of_the_step(tmp_path: Path, uninterrupted: tuple[TrainState, Path]) -> None:
+    state = make()
+
+    def press(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        if next(iter(optimizer.state.values()))["step"] == 16:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    state.optimizer.register_step_post_hook(press)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(state, CONFIG, tmp_path, evaluate, fingerprint="config")
+    assert signal.getsignal(signal.SIGINT) is before
+    assert state.step == 16
+    state, _ = go_on(tmp_path)
+    assert_same(state, tmp_path, uninterrupted)
+
+
+def test_resume_takes_no_checkpoint_of_another_config(tmp_path: Path) -> None:
+    train(make(), TrainingConfig(num_steps=3), tmp_path, fingerprint="old")
+    state = make()
+    assert not resume(state, tmp_path, "new")
+    train(state, TrainingConfig(num_steps=2), tmp_path, fingerprint="new")
+    assert [checkpoint.step_of(path) for path in checkpoint.checkpoints(tmp_path / "checkpoints")] == [2]
+    assert [line["step"] for line in lines(tmp_path)] == [2]
+
+
+def test_a_finished_training_does_nothing_more(tmp_path: Path) -> None:
+    config = TrainingConfig(num_steps=3, log_every=1)
+    first = train(make(), config, tmp_path)
+    state = make(seed=5)
+    assert resume(state, tmp_path)
+    again = train(state, config, tmp_path)
+    assert state.batches.given == 3  # type: ignore[attr-defined]
+    assert again.step == 3
+    assert train(state, TrainingConfig(num_steps=2), tmp_path).step == 3
+    assert again.metrics["train/loss"] == first.metrics["train/loss"]
+    assert len(lines(tmp_path)) == 3
+
+
+def test_generators_are_restored(tmp_path: Path) -> None:
+    state = make()
+    state.generators = {"negatives": torch.Generator().manual_seed(3)}
+    torch.rand(5, generator=state.generators["negatives"])
+    train(state, TrainingConfig(num_steps=1), tmp_path)
+    expected = torch.rand(2, generator=state.generators["negatives"])
+    other = make()
+    other.generators = {"negatives": torch.Generator()}
+    resume(other, tmp_path)
+    other.start()
+    assert torch.equal(torch.rand(2, generator=other.generators["negatives"]), expected)
+
+
+def test_a_model_of_another_shape_is_refused(tmp_path: Path) -> None:
+    train(make(), TrainingConfig(num_steps=1), tmp_path)
+    state = make()
+    state.model = nn.Sequential(nn.Linear(1, 1))
+    with pytest.raises(DataError, match=r"missing 0\.bias, 0\.weight; left over layers\.0\.bias"):
+        resume(state, tmp_path)
+    state.model = Model()
+    state.model.layers[4] = nn.Linear(8, 3)  # type: ignore[operator]
+    with pytest.raises(DataError, match=r"another shape layers\.4\.bias, layers\.4\.weight"):
+        resume(state, tmp_path)
+
+
+@pytest.mark.parametrize("infinite", ["loss", "gradient"])
+def test_what_is_not_finite_stops_with_the_step(infinite: str, tmp_path: Path) -> None:
+    class Breaks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            bad = batch.item() == 3
+            return (self.weight * (float("nan") if bad and infinite == "loss" else 1.0)).sum() + (
+                self.weight.abs().sqrt().sum() if bad and infinite == "gradient" else 0.0
+            )
+
+    model = Breaks()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    state = TrainState(model, optimizer, None, [torch.tensor(float(i)) for i in range(10)])
+    with pytest.raises(UserError, match=f"the {infinite} at step 4 is (nan|inf)"):
+        train(state, TrainingConfig(num_steps=10, clip_gradient_norm=1.0), tmp_path)
+    assert state.step == 3
+    assert torch.equal(model.weight, torch.zeros(1))
+
+
+def test_finite_batches() -> None:
+    batches = list(zip(range(5), Batches(), strict=False))
+    finite = [batch for _, batch in batches]
+    assert train(make(finite), TrainingConfig(num_steps=None)).step == 5
+    with pytest.raises(DataError, match="ended after step 5, but num_steps is 6"):
+        train(make(finite), TrainingConfig(num_steps=6))
+    with pytest.raises(DataError, match="no training batches"):
+        train(make(iter(())), TrainingConfig(num_steps=None))
+
+
+def test_a_loss_that_is_none_is_refused() -> None:
+    state = make()
+    state.model.forward = lambda batch: batch["x"]  # type: ignore[method-assign]
+    with pytest.raises(
+        UserError, match=r"Model\.forward must return a scalar loss .* found a tensor of shape \(6, 4\)"
+    ):
+        train(state, TrainingConfig(num_steps=1))
+
+
+def test_clipping_reaches_sparse_gradients() -> None:
+    class Sparse(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(4, 2, sparse=True)
+            self.weight = nn.Parameter(torch.ones(2))
+
+        def forward(self, rows: torch.Tensor) -> torch.Tensor:
+            return (self.table(rows) * self.weight).sum()
+
+    model = Sparse()
+    before = model.table.weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    state = TrainState(model, optimizer, None, [torch.tensor([1, 1, 2])])
+    train(state, TrainingConfig(num_steps=1, clip_gradient_norm=0.01))
+    weight_gradient = before[[1, 1, 2]].sum(dim=0)
+    table_gradient = torch.tensor([[0.0, 0.0], [2, 2], [1, 1], [0, 0]])
+    norm = torch.cat([weight_gradient, table_gradient.flatten()]).norm()
+    torch.testing.assert_close(model.table.weight.detach(), before - table_gradient * 0.01 / norm)
+
+
+def test_the_position_is_looked_up_before_the_next_batch_is_drawn(tmp_path: Path) -> None:
+    """Waiting for a batch can be interrupted too: that batch was not had."""
+
+    class Interrupted(Batches):
+        def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+            for batch in super().__iter__():
+                if self.given == 6:
+                    raise KeyboardInterrupt
+                yield batch
+
+    with pytest.raises(KeyboardInterrupt):
+        train(make(Interrupted()), CONFIG, tmp_path, fingerprint="config")
+    newest = checkpoint.latest(tmp_path / "checkpoints", "config")
+    assert newest is not None
+    assert checkpoint.load(newest)["batches"] == {"given": 5}

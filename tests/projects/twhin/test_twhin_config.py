@@ -1,0 +1,47 @@
+import pytest
+
+from tml.core.config import parse_config
+from tml.core.errors import ConfigError
+from tml.projects.twhin.config import TwhinConfig
+
+
+def _refused(tree, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_config(TwhinConfig, tree, "twhin.yaml")
+
+
+def test_default_relations_go_from_users_to_authors():
+    config = TwhinConfig()
+    assert config.node_types == ("user", "author")
+    assert [relation.name for relation in config.relations][:2] == ["follow", "favorited"]
+    assert not any(r.type in ("negative_feedback_v2", "report_tweet_clicked") for r in config.relations)
+
+
+def test_published_names_are_fields():
+    sgd = {"sgd": {}, "learning_rate": {"constant": 0.01}}
+    tree = {
+        "embeddings": {"tables": [{"name": "user", "optimizer": sgd}]},
+        "relations": [{"name": "fav", "source": "engagements", "type": "favorited", "operator": "translation"}],
+        "translation_optimizer": sgd,
+        "in_batch_negatives": 10,
+        "global_negatives": 0,
+    }
+    assert parse_config(TwhinConfig, tree, "twhin.yaml").embeddings.tables[0].optimizer.learning_rate.at(0) == 0.01
+
+
+def test_a_relation_must_fit_its_source():
+    like = {"name": "like", "source": "engagements", "type": "favorited"}
+    _refused({"relations": [like, like]}, "relations: found 'like' twice")
+    _refused({"relations": []}, "relations")
+    _refused({"relations": [{"name": "like", "source": "engagements"}]}, "like is of `engagements`, but has no type")
+    _refused({"relations": [{"name": "f", "source": "follows", "type": "favorited"}]}, "allowed there are no type")
+    _refused({"relations": [{"name": "f", "source": "follows", "tail": "post"}]}, "allowed there are no type")
+    _refused({"relations": [{**like, "source": "likes"}]}, "relations.0.source: found 'likes'")
+    _refused({"relations": [{**like, "operator": "rotation"}]}, "relations.0.operator: found 'rotation'")
+
+
+def test_tables_are_those_of_the_relations_and_once_each():
+    table = {"name": "post", "optimizer": {"sgd": {}, "learning_rate": {"constant": 0.01}}}
+    _refused({"embeddings": {"tables": [table]}}, "embeddings.tables: found 'post', allowed are .*: user, author")
+    _refused({"embeddings": {"tables": [table, table]}}, "tables: found 'post' twice")
+    _refused({"in_batch_negatives": -1}, "in_batch_negatives: found -1")
