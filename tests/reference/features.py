@@ -58,7 +58,7 @@ def label(
             for other in impressions
             if all(other[key] == engagement[key] for key in pair) and other["served_at"] <= engagement["engaged_at"]
         ]
-        if earlier and max(earlier) == impression["served_at"]:
-            if window is None or engagement["engaged_at"] <= impression["served_at"] + window:
-                return 1
+        in_time = window is None or engagement["engaged_at"] <= impression["served_at"] + window
+        if earlier and max(earlier) == impression["served_at"] and in_time:
+            return 1
     return 0

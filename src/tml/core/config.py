@@ -129,8 +129,8 @@ def to_yaml(config: BaseConfig) -> str:
 
 def fingerprint(*parts: Any) -> str:
     """A short digest of configs and plain values: equal content, equal digest, in any process."""
-    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    text = json.dumps(parts, sort_keys=True, default=lambda part: part.model_dump(mode="json"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _read_yaml(path: Path) -> Any:

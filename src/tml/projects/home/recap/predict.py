@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
 from tml.core.distributed import pick_device
 from tml.core.errors import DataError
@@ -23,6 +24,7 @@ from tml.core.progress import progress
 from tml.data.config import TaskConfig
 from tml.data.examples import KEYS, Schema, read_part
 from tml.projects.home.recap.baselines import LogisticRegression, base_rates, design_matrix
+from tml.projects.home.recap.calibration import calibrated_probabilities
 from tml.projects.home.recap.data import RankerInputs
 from tml.projects.home.recap.train import RecapConfig, load_ranker, sampling_ratios
 
@@ -57,10 +59,10 @@ def predict(
             for name, given in (("ranker", batch), ("first", inputs.as_if_first(batch))):
                 said = ranker.probabilities(given, ratios)
                 columns |= {f"{name}/{task}": pa.array(said[task].cpu().numpy()) for task in schema.tasks}
-            fitted = regression.predict(design_matrix(inputs.batch(table), inputs.shapes())).numpy()
+            fitted = regression.predict(design_matrix(inputs.batch(table), inputs.shapes()))
             for number, task in enumerate(schema.tasks):
                 corrected = _corrected(fitted[:, number], ratios[task])
-                columns[f"logistic_regression/{task}"] = pa.array(corrected.astype(np.float32))
+                columns[f"logistic_regression/{task}"] = pa.array(corrected.float().numpy())
                 columns[f"base_rate/{task}"] = pa.array(np.full(table.num_rows, rates[task], np.float32))
             parts.append(pa.table({**{name: table[name] for name in KEYS}, **columns}))
             bar.advance(table.num_rows)
@@ -88,14 +90,13 @@ def _fit_baselines(
         y = torch.cat(labels)
         regression = LogisticRegression().fit(torch.cat(features), y)
     ratios = sampling_ratios(schema)
-    means = base_rates(y).numpy()
+    means = base_rates(y)
     return regression, {task: float(_corrected(means[i], ratios[task])) for i, task in enumerate(schema.tasks)}
 
 
-def _corrected(probability: np.ndarray | float, ratio: float) -> np.ndarray:  # type: ignore[type-arg]
-    """Numeric calibration of a probability learnt from down-sampled negatives."""
-    p = np.asarray(probability, np.float64)
-    return p * ratio / (1 - p + ratio * p)
+def _corrected(probability: Tensor, ratio: float) -> Tensor:
+    """Numeric calibration of a probability that was learnt from down-sampled negatives."""
+    return calibrated_probabilities(torch.logit(probability), ratio)
 
 
 def _read_truth(path: Path, schema: Schema) -> pa.Table:
