@@ -159,12 +159,12 @@ def read_part(folder: Path, part: str, columns: Sequence[str] | None = None) -> 
 def to_tensors(table: pa.Table, tasks: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The inputs and labels of a table, on the CPU."""
     batch = {
-        name: torch.from_numpy(vector_values(table[name])).to(kind)
+        name: torch.tensor(vector_values(table[name]), dtype=kind)
         for name, kind in VECTORS.items()
         if name in table.column_names
     }
     for task in tasks:
-        batch[task] = torch.from_numpy(table[task].to_numpy().astype(np.float32))
+        batch[task] = torch.tensor(table[task].to_numpy(), dtype=torch.float32)
     return batch
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
@@ -109,13 +110,13 @@ class RateScheduler(LRScheduler):
 
 def groups_table(optimizer: GroupedOptimizer) -> Table:
     """The groups as a table: parameters, tensors, algorithm, learning rate now, schedule."""
-    table = Table(title="Optimizer", title_justify="left")
-    table.add_column("group", overflow="fold")
+    table = Table(title="Optimizer", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("group", no_wrap=True, overflow="ellipsis")
     for column in ("parameters", "tensors"):
         table.add_column(column, justify="right")
     table.add_column("algorithm")
     table.add_column("rate now", justify="right")
-    table.add_column("schedule")
+    table.add_column("schedule", no_wrap=True, overflow="ellipsis")
     for part in optimizer.parts:
         for group in part.param_groups:
             size = sum(parameter.numel() for parameter in group["params"])

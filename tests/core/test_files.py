@@ -1,0 +1,40 @@
+"""Files are whole or not there."""
+
+from pathlib import Path
+
+import pytest
+
+from tml.core.files import read_json, whole_file, whole_folder, write_json
+
+
+def test_a_failed_writer_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+
+    def fail() -> None:
+        with whole_file(path) as partial:
+            partial.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert read_json(path) == {"old": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_folder_is_replaced_as_a_whole_and_leavings_of_a_killed_writer_go(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    (path / "stale").mkdir(parents=True)
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "half").write_text("")
+    with whole_folder(path) as partial:
+        (partial / "new").write_text("")
+        assert (path / "stale").exists()
+    assert [p.name for p in path.iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_nan_is_refused_since_json_has_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", float("nan"))
+    assert not list(tmp_path.iterdir())
