@@ -147,9 +147,7 @@ def _evaluate(run: Run, _: str) -> None:
     model = run.recap / "model.safetensors"
     predict(config.recap, run.examples, run.embeddings, model, truth, run.predictions)
     weights = combination_weights(list(config.tasks), config.weights)
-    evaluation = evaluate_predictions(
-        pq.read_table(run.predictions), list(config.tasks), weights, k=TOP, seed=config.seed
-    )
+    evaluation = evaluate_predictions(pq.read_table(run.predictions), list(config.tasks), weights, k=TOP)
     write_evaluation(evaluation, run.folder / "evaluation.json")
 
 

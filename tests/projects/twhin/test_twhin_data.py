@@ -96,13 +96,18 @@ def test_what_the_log_has_not_is_named(make_log, tmp_path, start):
     _refused(log, _config(LIKE), None, path, "like needs the column `author_id` of `posts`, found post_id")
 
 
+def test_a_node_that_only_one_relation_names_has_one_row(make_log, tmp_path):
+    graph = extract_graph(make_log([(1, 11, 0), (1, 12, 1), (2, 11, 2)]), _config(FOLLOW), None, tmp_path / "graph")
+    assert {node: ids.to_pylist() for node, ids in graph.vocabularies.items()} == {"user": [1, 2], "author": [11, 12]}
+
+
 def test_a_missing_or_damaged_graph_is_refused(make_log, tmp_path):
     with pytest.raises(DataError, match="no such graph"):
         read_graph(tmp_path)
     extract_graph(make_log(FOLLOWS), _config(FOLLOW), None, tmp_path / "few")
     extract_graph(make_log([*FOLLOWS, (7, 17, 1)]), _config(FOLLOW), None, tmp_path / "many")
     (tmp_path / "many" / "edges.parquet").replace(tmp_path / "few" / "edges.parquet")
-    with pytest.raises(DataError, match=r"edges\.parquet: found lhs 3, allowed are 0 to 2"):
+    with pytest.raises(DataError, match=r"edges\.parquet: found lhs 2, allowed are 0 to 1"):
         read_graph(tmp_path / "few")
 
 

@@ -221,10 +221,10 @@ def _vocabulary(connection: duckdb.DuckDBPyConnection, config: TwhinConfig, node
         kinds.setdefault(kind == "VARCHAR", f"{kind} in {config.relations[number].name}")
     if len(kinds) > 1:
         raise DataError(f"twhin: the ids of {node} are {' and '.join(kinds.values())}, allowed is one type")
-    union = " UNION ".join(f"SELECT {side} AS id FROM twhin_edges_{number}" for number, side in ends)
+    union = " UNION ALL ".join(f"SELECT {side} AS id FROM twhin_edges_{number}" for number, side in ends)
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE twhin_nodes_{node} AS SELECT id, row_number() OVER (ORDER BY id) - 1 AS row "
-        f"FROM ({union})"
+        f"FROM (SELECT DISTINCT id FROM ({union}))"
     )
     table = connection.sql(f"SELECT id FROM twhin_nodes_{node} ORDER BY row").to_arrow_table()
     ids: pa.Array = table["id"].combine_chunks()

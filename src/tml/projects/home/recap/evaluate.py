@@ -42,7 +42,6 @@ def evaluate_predictions(
     tasks: Sequence[str],
     weights: Mapping[str, float],
     k: int = 5,
-    seed: int = 0,  # noqa: ARG001 - nothing is drawn
 ) -> dict[str, Any]:
     """The content of `evaluation.json`.
 
@@ -51,7 +50,6 @@ def evaluate_predictions(
         tasks: what to evaluate.
         weights: combination weight of each task.
         k: the weighted engagement is taken over the first k posts of each session.
-        seed: changes nothing, since the figures of the random order are exact.
 
     Raises:
         DataError: no examples, or a column that is missing.

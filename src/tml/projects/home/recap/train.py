@@ -46,7 +46,7 @@ class RecapConfig(BaseConfig):
     embeddings: dict[str, EmbeddingInput] = Field(default_factory=lambda: dict(DEFAULT_EMBEDDINGS))
     model: ModelConfig = ModelConfig()
     optimizer: RecapOptimizerConfig | None = None
-    batch_size: int = Field(1024, ge=2)
+    batch_size: int = Field(512, ge=2)
     epochs: float = Field(2.0, gt=0)
     training: TrainingConfig = TrainingConfig(num_steps=None)
     pool_groups: int = Field(64, ge=1)
@@ -106,10 +106,11 @@ def train_recap(
 
 def save_ranker(model: HeavyRanker, config: ModelConfig, shapes: InputShapes, path: Path) -> None:
     """Write a model's parameters with its config and shapes beside them, as safetensors: data without code."""
-    about = {"config": config.model_dump_json(), "shapes": shapes.model_dump_json()}
+    about = {"config": config.model_dump(mode="json"), "shapes": shapes.model_dump(mode="json")}
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with whole_file(path) as partial:
-        save_file(tensors, partial, metadata=about)
+        # One entry, since safetensors writes several in any order, and the same model is to have the same bytes.
+        save_file(tensors, partial, metadata={"ranker": json.dumps(about)})
 
 
 def load_ranker(path: Path) -> HeavyRanker:
@@ -123,9 +124,9 @@ def load_ranker(path: Path) -> HeavyRanker:
         raise MissingStage(f"{path}: no such model; `tml recap train` makes one")
     try:
         tensors = load_file(path)
-        about = _metadata(path)
-        shapes = parse_config(InputShapes, json.loads(about["shapes"]), str(path))
-        model = HeavyRanker(parse_config(ModelConfig, json.loads(about["config"]), str(path)), shapes)
+        about = json.loads(_metadata(path)["ranker"])
+        shapes = parse_config(InputShapes, about["shapes"], str(path))
+        model = HeavyRanker(parse_config(ModelConfig, about["config"], str(path)), shapes)
         model.load_state_dict(tensors)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         raise DataError(f"{path}: not a ranker's model file ({str(error).splitlines()[0]})") from None

@@ -1,0 +1,58 @@
+"""The command line: what is printed, and what a user who is wrong gets: one sentence, exit code 2, no traceback."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def tml(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from tml.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    ["run", "simulate", "features", "twhin train", "recap train", "recap evaluate", "recap rank", "report"],
+)
+def test_every_verb_has_help_with_an_example(verb: str) -> None:
+    done = tml(*verb.split(), "--help")
+    assert done.returncode == 0
+    assert f"Example: tml {verb}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["run", "gone.yaml"], ["gone.yaml", "no such config file"]),
+        (["run", "--set", "recap.batchsize=3"], ["recap.batchsize", "unknown field", "did you mean batch_size"]),
+        (["run", "--set", "recap.epochs=many"], ["recap.epochs", "'many'", "number"]),
+        (["run", "--set", "log.path=nowhere"], ["nowhere", "no such folder"]),
+        (["run", "--set", "split.train_start=0.9"], ["split", "follow each other"]),
+        (["run", "--set", "weights.is_clik=1"], ["weights", "is_clik"]),
+        (["simulate", "out", "--users", "1"], ["users", "1", "greater than or equal to 2"]),
+        (["features", "--run-dir", "empty"], ["simulate is not finished", "tml simulate"]),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
+    done = tml(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    for part in parts:
+        assert part in done.stderr
+    assert not list(tmp_path.glob("**/*.partial"))
+
+
+def test_the_shipped_configs_load() -> None:
+    from tml.core.config import load_config
+    from tml.pipeline import RunConfig
+
+    paths = sorted(EXAMPLES.glob("*.yaml"))
+    assert {path.name for path in paths} >= {"demo.yaml", "kuairand.yaml"}
+    for path in paths:
+        load_config(RunConfig, path)
