@@ -9,6 +9,7 @@ A step is done whole or not at all: Ctrl-C waits for the end of it, then the loo
 
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -186,9 +187,8 @@ def _is_over(state: TrainState, config: TrainingConfig) -> bool:
 
 def _show(optimizer: torch.optim.Optimizer) -> None:
     if hasattr(optimizer, "__rich__"):
-        console = Console(stderr=True)
         # Where there is no terminal nothing sets the width, and a log file has room.
-        console.print(optimizer, width=None if console.is_terminal else 160, crop=False)
+        Console(stderr=True, width=None if sys.stderr.isatty() else 140).print(optimizer)
 
 
 def _require_complete(state: TrainState, config: TrainingConfig) -> None:

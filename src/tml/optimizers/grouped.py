@@ -109,18 +109,24 @@ class RateScheduler(LRScheduler):
 
 
 def groups_table(optimizer: GroupedOptimizer) -> Table:
-    """The groups as a table: parameters, tensors, algorithm, learning rate now, schedule."""
-    table = Table(title="Optimizer", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("group", no_wrap=True, overflow="ellipsis")
+    """The groups as a table: parameters, tensors, algorithm, learning rate now, schedule.
+
+    Groups often share a schedule, whose description is long: each one stands once, below the table.
+    """
+    table = Table(title="Optimizer", title_justify="left", box=SIMPLE_HEAD, caption_justify="left")
+    table.add_column("group", overflow="ellipsis")
     for column in ("parameters", "tensors"):
-        table.add_column(column, justify="right")
-    table.add_column("algorithm")
-    table.add_column("rate now", justify="right")
-    table.add_column("schedule", no_wrap=True, overflow="ellipsis")
+        table.add_column(column, justify="right", min_width=len(column))
+    table.add_column("algorithm", no_wrap=True)
+    table.add_column("rate now", justify="right", min_width=8)
+    table.add_column("schedule", min_width=8)
+    letters: dict[str, str] = {"constant": "constant"}
     for part in optimizer.parts:
         for group in part.param_groups:
             size = sum(parameter.numel() for parameter in group["params"])
             algorithm = type(part).__name__ + (" (fused)" if group.get("fused") else "")
-            cells = (f"{size:,}", f"{len(group['params']):,}", algorithm, f"{group['lr']:.3g}", str(group["schedule"]))
+            schedule = letters.setdefault(str(group["schedule"]), chr(ord("A") + len(letters) - 1))
+            cells = (f"{size:,}", f"{len(group['params']):,}", algorithm, f"{group['lr']:.3g}", schedule)
             table.add_row(group["name"], *cells)
+    table.caption = "\n".join(f"{letter}: {text}" for text, letter in letters.items() if text != letter)
     return table
