@@ -1,5 +1,8 @@
 """Fixtures: one thread, and a small simulated log that is made once."""
 
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,3 +33,17 @@ def folder(tmp_path: Path) -> Path:
     path = tmp_path / "log"
     path.mkdir()
     return path
+
+
+Tml = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def tml(tmp_path: Path) -> Tml:
+    """Run the `tml` program in a process of its own, in an empty folder."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", "from tml.cli import main; main()", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+
+    return run

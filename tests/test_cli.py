@@ -1,24 +1,18 @@
 """The command line: what is printed, and what a user who is wrong gets: one sentence, exit code 2, no traceback."""
 
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def tml(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from tml.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
-
-
 @pytest.mark.parametrize(
     "verb",
     ["run", "simulate", "features", "twhin train", "recap train", "recap evaluate", "recap rank", "report"],
 )
-def test_every_verb_has_help_with_an_example(verb: str) -> None:
+def test_every_verb_has_help_with_an_example(tml: Any, verb: str) -> None:
     done = tml(*verb.split(), "--help")
     assert done.returncode == 0
     assert f"Example: tml {verb}" in done.stdout
@@ -37,8 +31,10 @@ def test_every_verb_has_help_with_an_example(verb: str) -> None:
         (["features", "--run-dir", "empty"], ["simulate is not finished", "tml simulate"]),
     ],
 )
-def test_a_mistake_is_one_sentence_and_exit_code_2(tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
-    done = tml(*arguments, cwd=tmp_path)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    tml: Any, tmp_path: Path, arguments: list[str], parts: list[str]
+) -> None:
+    done = tml(*arguments)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")

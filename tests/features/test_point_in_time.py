@@ -1,6 +1,5 @@
 """Features and labels against a slow reference on random small logs, ties in time included; and nothing leaks."""
 
-import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from reference import features as reference
 from tml.data.config import HistoryConfig, LogConfig, TaskConfig
 from tml.data.examples import Schema, read_part, vector_values
 from tml.data.log import open_log
 from tml.features.build import build_examples
 from tml.features.config import FeaturesConfig, SplitConfig, window_length
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from reference import features as reference
 
 START = datetime(2026, 1, 1)
 TASKS = {"is_like": TaskConfig(engagement="like"), "is_reply": TaskConfig(engagement="reply", window_hours=2)}
