@@ -119,7 +119,7 @@ class LogisticRegression:
         torch.Size([4, 1])
     """
 
-    def __init__(self, l2: float = 1.0, tolerance: float = 1e-10, max_iterations: int = 60) -> None:
+    def __init__(self, l2: float = 1.0, tolerance: float = 1e-8, max_iterations: int = 60) -> None:
         self.l2, self.tolerance, self.max_iterations = l2, tolerance, max_iterations
 
     def fit(self, features: Tensor, labels: Tensor) -> "LogisticRegression":
