@@ -48,7 +48,7 @@ class RecapConfig(BaseConfig):
     optimizer: RecapOptimizerConfig | None = None
     batch_size: int = Field(512, ge=2)
     epochs: float = Field(2.0, gt=0)
-    training: TrainingConfig = TrainingConfig(num_steps=None)
+    training: TrainingConfig = TrainingConfig(num_steps=None, log_every=50, evaluate_every=200, checkpoint_every=200)
     pool_groups: int = Field(64, ge=1)
 
 
