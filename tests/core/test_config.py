@@ -79,7 +79,10 @@ def test_overrides_apply_in_order_and_keep_dotted_task_names_whole(tmp_path: Pat
         "rate.steps=4",
         "rate={constant: 2}",
         "start=2022-05-05T00:00:00+08:00",
+        "named.x.steps=8",
+        "named.recap.is_new.constant=2",
     )
+    assert job.named == {"x": Rate(constant=1.0, steps=8), "recap.is_new": Rate(constant=2.0)}
     assert job.weights == {"recap.engagement.is_replied": 10.0}
     assert [rate.constant for rate in job.several] == [1.0, 5.0]
     assert job.rate == Rate(constant=2.0)

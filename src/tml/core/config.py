@@ -203,14 +203,22 @@ def _override_keys(cls: type[BaseConfig], path: str) -> list[str]:
     for depth, part in enumerate(parts):
         model = _config_class(annotation)
         if model is None:
-            origins = [typing.get_origin(option) for option in _options(annotation)]
-            if dict in origins:
-                return [*parts[:depth], ".".join(parts[depth:])]
-            return parts
+            mapping = next((o for o in _options(annotation) if typing.get_origin(o) is dict), None)
+            return parts if mapping is None else parts[:depth] + _mapping_keys(mapping, parts[depth:])
         if part not in model.model_fields:
             return parts
         annotation = model.model_fields[part].annotation
     return parts
+
+
+def _mapping_keys(mapping: Any, parts: list[str]) -> list[str]:
+    """The key of a free mapping, which ends where a field of its values begins, and what follows it."""
+    values = typing.get_args(mapping)[1]
+    model = _config_class(values)
+    fields = model.model_fields if model else {}
+    end = next((i for i in range(1, len(parts)) if parts[i] in fields), len(parts))
+    key = ".".join(parts[:end])
+    return [key, *_override_keys(model, ".".join(parts[end:]))] if model and end < len(parts) else [key]
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:
