@@ -5,14 +5,16 @@
     posts(post_id, author_id, created_at, …)    users(user_id, …)    follows(user_id, followed_id, followed_at)
     history(user_id, post_id, type)
 
-`row` numbers the impressions from 0 by time. Exact duplicates of rows are dropped and counted. Whatever other columns
-the tables have stay as they are, for features to name. Optional tables that are not there are not made.
+`row` numbers the impressions from 0 by time. Exact duplicates of rows are dropped, and those of impressions counted.
+Whatever other columns the tables have stay as they are, for features to name. Optional tables that are not there are
+not made.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import duckdb
@@ -89,9 +91,15 @@ def open_log(config: LogConfig, memory: str = "2GB") -> Iterator[Log]:
     """
     if not config.path.is_dir():
         raise DataError(f"{config.path}: no such folder (log.path), allowed is a folder with the tables of a log")
-    with duckdb.connect() as connection:
-        connection.execute(f"SET TimeZone='UTC'; SET memory_limit={literal(memory)}; SET preserve_insertion_order=true")
-        yield _load(connection, config)
+    with TemporaryDirectory(prefix="tml-") as spill, duckdb.connect() as connection:
+        connection.execute(
+            f"SET TimeZone='UTC'; SET memory_limit={literal(memory)}; SET temp_directory={literal(spill)}"
+        )
+        try:
+            log = _load(connection, config)
+        except duckdb.Error as error:
+            raise DataError(f"{config.path}: not a readable log ({str(error).splitlines()[0][:200]})") from None
+        yield log
 
 
 def _table_configs(config: LogConfig) -> list[tuple[str, TableConfig]]:
@@ -158,7 +166,9 @@ def _create(
             expression = quote(own)
         selected.append(f"{expression} AS {quote(column)}")
     try:
-        connection.execute(f"CREATE TABLE {name} AS SELECT DISTINCT {', '.join(selected)} FROM {source.relation}")
+        # Without times, equal rows of a history are things that happened more than once.
+        distinct = "" if name == "history" else "DISTINCT "
+        connection.execute(f"CREATE TABLE {name} AS SELECT {distinct}{', '.join(selected)} FROM {source.relation}")
     except duckdb.Error as error:
         raise DataError(f"{source.label}: not a readable {name} table ({str(error).splitlines()[0][:200]})") from None
     if name in ("impressions", "posts") and _one(connection, f"SELECT count(*) FROM {name}")[0] == 0:

@@ -3,18 +3,9 @@
 The engagement types are the published ten (the label's name less `recap.engagement.is_`).
 """
 
-ENGAGEMENT_TYPES: tuple[str, ...] = (
-    "favorited",
-    "retweeted",
-    "replied",
-    "profile_clicked_and_profile_engaged",
-    "video_playback_50",
-    "replied_reply_engaged_by_author",
-    "good_clicked_convo_desc_favorited_or_replied",
-    "good_clicked_convo_desc_v2",
-    "negative_feedback_v2",
-    "report_tweet_clicked",
-)
+from tml.data.config import PUBLISHED_ENGAGEMENTS
+
+ENGAGEMENT_TYPES = PUBLISHED_ENGAGEMENTS
 
 LANGUAGES: tuple[str, ...] = ("en", "ja", "es", "pt", "ar", "fr", "tr", "id", "ko", "de", "hi", "th")
 
