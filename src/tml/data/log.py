@@ -1,7 +1,7 @@
 """The engagement log, opened: DuckDB tables under the contract's names, checked and in one order.
 
     impressions(row, impression_id, user_id, post_id, served_at, position, session_id, …)
-    engagements(user_id, post_id, type, engaged_at)
+    engagements(user_id, post_id, type, engaged_at), and the impression's `row` where labels are inline
     posts(post_id, author_id, created_at, …)    users(user_id, …)    follows(user_id, followed_id, followed_at)
     history(user_id, post_id, type)
 
@@ -240,7 +240,7 @@ def _inline_engagements(connection: duckdb.DuckDBPyConnection, source: Source, l
         if bad and bad[0] is not None:
             raise DataError(f"{source.label}: column {label}: found {bad[0]!r}, allowed are 0 and 1")
         parts.append(
-            f"SELECT user_id, post_id, {literal(label)} AS type, served_at AS engaged_at FROM impressions "
+            f"SELECT user_id, post_id, {literal(label)} AS type, served_at AS engaged_at, row FROM impressions "
             f"WHERE CAST({quote(label)} AS DOUBLE) = 1"
         )
     connection.execute("CREATE TABLE engagements AS " + " UNION ALL ".join(parts))

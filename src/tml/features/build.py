@@ -83,7 +83,7 @@ def build_examples(
     aggregates = _aggregates(log, tasks, features)
     columns = static_columns(log, features)
     _create_served(log, aggregates, spans)
-    create_labels(connection, tasks)
+    create_labels(connection, tasks, inline=log.has("engagements", "row"))
     _check_positives(connection, tasks, spans[0])
     vocabularies = create_vocabularies(connection, columns, spans[0].first, spans[0].last, features.vocabulary_minimum)
     rows = sum(span.last - span.first + 1 for span in spans)

@@ -1,7 +1,7 @@
 """Labels: which impression an engagement belongs to, and whether it came in time.
 
 An engagement belongs to the latest impression of the same post to the same person at or before it. Later than the
-task's window after that impression, it does not count.
+task's window after that impression, it does not count. An inline label belongs to its own row.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from tml.data.config import TaskConfig
 from tml.data.tables import literal, quote
 
 
-def create_labels(connection: duckdb.DuckDBPyConnection, tasks: Mapping[str, TaskConfig]) -> None:
+def create_labels(connection: duckdb.DuckDBPyConnection, tasks: Mapping[str, TaskConfig], inline: bool) -> None:
     """Make the table `labels`: `row` and one FLOAT column (0 or 1) a task, for impressions that have any engagement."""
     columns = []
     for name, task in tasks.items():
@@ -20,10 +20,13 @@ def create_labels(connection: duckdb.DuckDBPyConnection, tasks: Mapping[str, Tas
         if task.window_hours is not None:
             condition += f" AND e.engaged_at <= i.served_at + INTERVAL '{round(task.window_hours * 3600)} seconds'"
         columns.append(f"CAST(bool_or({condition}) AS FLOAT) AS {quote(name)}")
+    # Of two impressions of a post to a person at one moment, the later row is the latest: a join alone would pick any.
+    latest = "(SELECT user_id, post_id, served_at, max(row) AS row FROM impressions GROUP BY ALL)"
+    same = "e.user_id = i.user_id AND e.post_id = i.post_id AND e.engaged_at >= i.served_at"
+    join = "JOIN impressions i USING (row)" if inline else f"ASOF JOIN {latest} i ON {same}"
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE labels AS SELECT i.row, {', '.join(columns)} "
-        "FROM engagements e ASOF JOIN impressions i "
-        "ON e.user_id = i.user_id AND e.post_id = i.post_id AND e.engaged_at >= i.served_at GROUP BY i.row"
+        f"FROM engagements e {join} GROUP BY i.row"
     )
 
 
