@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -90,6 +91,11 @@ class Run:
         """The log's config: the one given, or that of the simulated log."""
         return self.config.log or LogConfig(path=self.log_folder, truth="truth/probabilities.parquet")
 
+    @cached_property
+    def log_digest(self) -> str:
+        """The digest of the log's content: every byte of it is read, so once a run."""
+        return log_fingerprint(self.log)
+
     @property
     def embeddings(self) -> Path | None:
         """The folder of TwHIN's embeddings, if the job has TwHIN."""
@@ -125,9 +131,7 @@ def _simulate(run: Run, _: str) -> None:
 def _features(run: Run, _: str) -> None:
     config = run.config
     with open_log(run.log) as log:
-        build_examples(
-            log, config.tasks, config.features, config.split, run.examples, config.seed, log_fingerprint(run.log)
-        )
+        build_examples(log, config.tasks, config.features, config.split, run.examples, config.seed, run.log_digest)
 
 
 def _twhin(run: Run, mark: str) -> None:
@@ -163,7 +167,7 @@ def _report(run: Run, _: str) -> None:
 
 def _log_content(run: Run) -> list[Any]:
     """What tells one log from another; a simulated one is told by its stage."""
-    return [run.config.log, log_fingerprint(run.config.log)] if run.config.log else []
+    return [run.config.log, run.log_digest] if run.config.log else []
 
 
 def _tasks(run: Run) -> dict[str, Any]:

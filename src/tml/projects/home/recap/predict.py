@@ -47,19 +47,21 @@ def predict(
     """
     schema = Schema.read(examples)
     inputs = RankerInputs(schema, config.embeddings, embeddings)
-    ranker = load_ranker(model).to(pick_device())
+    device = pick_device()
+    ranker = load_ranker(model).to(device)
     ratios = sampling_ratios(schema)
     regression, rates = _fit_baselines(inputs, examples, schema)
     oracle = None if truth is None else _read_truth(truth, schema)
     parts = []
     with progress("predict", total=schema.part("validation").rows, unit="examples") as bar, torch.no_grad():
         for table in read_part(examples, "validation"):
-            batch = {name: values.to(pick_device()) for name, values in inputs.batch(table).items()}
+            read = inputs.batch(table)
+            batch = {name: values.to(device) for name, values in read.items()}
             columns = {f"label/{task}": table[task] for task in schema.tasks}
             for name, given in (("ranker", batch), ("first", inputs.as_if_first(batch))):
                 said = ranker.probabilities(given, ratios)
                 columns |= {f"{name}/{task}": pa.array(said[task].cpu().numpy()) for task in schema.tasks}
-            fitted = regression.predict(design_matrix(inputs.batch(table), inputs.shapes()))
+            fitted = regression.predict(design_matrix(read, inputs.shapes()))
             for number, task in enumerate(schema.tasks):
                 corrected = _corrected(fitted[:, number], ratios[task])
                 columns[f"logistic_regression/{task}"] = pa.array(corrected.float().numpy())

@@ -20,6 +20,7 @@ from tml.core.training import TrainingConfig, TrainResult, TrainState, resume, t
 from tml.data.examples import ExampleReader, Schema, read_part
 from tml.metrics.binary import BinaryMetrics
 from tml.optimizers.schedules import LearningRate, LinearRampToCosine
+from tml.projects.home.recap.baselines import base_rates
 from tml.projects.home.recap.config import InputShapes, ModelConfig
 from tml.projects.home.recap.data import DEFAULT_EMBEDDINGS, EmbeddingInput, RankerInputs
 from tml.projects.home.recap.model import HeavyRanker, RankerLoss
@@ -147,14 +148,10 @@ def sampling_ratios(schema: Schema) -> dict[str, float]:
 
 def _base_rates(schema: Schema, examples: Path) -> dict[str, float]:
     """The mean training label of each task, over the labels that count."""
-    sums = dict.fromkeys(schema.tasks, 0.0)
-    counts = dict.fromkeys(schema.tasks, 0)
-    for table in read_part(examples, "train", list(schema.tasks)):
-        for task in schema.tasks:
-            labels = table[task].to_numpy()
-            sums[task] += float(np.nansum(labels))
-            counts[task] += int(np.isfinite(labels).sum())
-    return {task: sums[task] / max(counts[task], 1) for task in schema.tasks}
+    tasks = list(schema.tasks)
+    labels = pa.concat_tables(read_part(examples, "train", tasks))
+    stacked = torch.stack([torch.tensor(labels[task].to_numpy()) for task in tasks], dim=1)
+    return dict(zip(tasks, base_rates(stacked).tolist(), strict=True))
 
 
 def _evaluator(inputs: RankerInputs, examples: Path, schema: Schema) -> Callable[[nn.Module], Mapping[str, float]]:
