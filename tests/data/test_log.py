@@ -155,7 +155,7 @@ def _drop(name: str, column: str) -> Any:
         (lambda _: None, None, ["served_at", "without a unit", "s, ms or us", "look like s"]),
         (_change("impressions", served_at="soon"), "s", ["served_at", "'soon'", "allowed are times"]),
         (_change("posts", post_id=1), "s", ["posts.csv", "two different rows", "post_id"]),
-        (_change("impressions", user_id=None), "s", ["user_id", "12 rows without a value"]),
+        (_change("impressions", user_id=None), "s", ["user_id", "12 such rows"]),
         (_change("impressions", impression_id=7), "s", ["impression_id 7", "two different rows"]),
     ],
 )

@@ -1,6 +1,7 @@
 """Where an engagement log lies and how its own names and units map to the contract's.
 
-impressions   user_id, post_id, served_at; optional impression_id, position, session_id, any columns, inline labels
+impressions   user_id, post_id, served_at; optional impression_id, position, session_id, impressed_at, any columns,
+              inline labels
 engagements   user_id, post_id, type, engaged_at; only where labels are not inline
 posts         post_id, author_id; optional created_at, topic, any columns
 users         user_id, any columns                                                      (the table is optional)
@@ -16,6 +17,7 @@ from pydantic import Field
 from tml.core.config import BaseConfig, UtcDatetime
 
 TimeUnit = Literal["s", "ms", "us"]
+OnError = Literal["stop", "skip"]
 
 
 class TableConfig(BaseConfig):
@@ -25,7 +27,7 @@ class TableConfig(BaseConfig):
         file: file, folder or glob, relative to the log's path; by default whatever there is named like the table:
             `posts.parquet`, `posts.csv.gz`, `posts/*.jsonl`.
         columns: the contract's name of a column → the log's own name for it.
-        time_unit: the unit of integer times, counted from 1970; timestamps and ISO text need none.
+        time_unit: the unit of times that are numbers, counted from 1970; timestamps and ISO text need none.
     """
 
     file: str | None = None
@@ -61,6 +63,8 @@ class LogConfig(BaseConfig):
     Attributes:
         path: the folder, relative to the working directory.
         session_gap_minutes: where impressions carry no session_id, a viewer's session ends after a pause this long.
+        on_error: what is done about a value or a file that cannot be used: `stop` with a sentence that names it, or
+            `skip` the row or the file, and count it.
         truth: true probabilities by impression (a Parquet file with impression_id and a column an engagement type),
             relative to the path; a simulator knows them.
     """
@@ -73,6 +77,7 @@ class LogConfig(BaseConfig):
     follows: TableConfig = TableConfig()
     history: HistoryConfig | None = None
     session_gap_minutes: float = Field(30.0, gt=0)
+    on_error: OnError = "stop"
     truth: str | None = None
 
 
