@@ -104,9 +104,10 @@ def without_odd(
     Raises:
         DataError: there is such a file and faults stop the reading, or no file is left.
     """
-    if len({*kinds.values()}) < 2:
+    left = {file: kinds[file] for file in source.files if file in kinds}
+    if len({*left.values()}) < 2:
         return source
-    odd = odd_files(kinds, rows_by_file(connection, source.table))
+    odd = odd_files(left, rows_by_file(connection, source.table))
     return without(connection, source, odd, f"column {own}", faults)
 
 

@@ -23,7 +23,6 @@ _UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000}
 
 _SMALL_INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
 _LARGE_INTEGERS = ("UBIGINT", "HUGEINT", "UHUGEINT")
-_TIMES = ("TIMESTAMP WITH TIME ZONE", "TIMESTAMP", "TIMESTAMP_NS", "TIMESTAMP_MS", "TIMESTAMP_S", "DATE")
 _EXACT_FLOATS = 2**53
 """Whole numbers above this are not all floats: two ids could have become one."""
 
@@ -144,23 +143,25 @@ def read_type(column: Column) -> Reading:
 
 
 def time_kinds(connection: duckdb.DuckDBPyConnection, source: Source, column: Column) -> Mapping[Path, Kind]:
-    """File → whether a time column has numbers, timestamps or text there; in CSV, what most of its values are.
+    """File → whether a time column has numbers, timestamps or text there; of text, what most of its values are.
 
     Raises:
         DataError: a type that is no time.
     """
-    if not source.is_csv:
-        no_time = column.type not in (*_TIMES, "VARCHAR") and not is_number(column)
-        if no_time or {"boolean", "other"} & {*column.kinds.values()}:
-            raise DataError(
-                f"{source.label}: column {column.own}: found times of type {column.type}, allowed are ISO text, "
-                "timestamps, or numbers with a unit"
-            )
+    is_time = column.type == "DATE" or column.type.startswith("TIMESTAMP")
+    if not (is_time or column.type == "VARCHAR" or is_number(column)) or {"boolean", "other"} & {
+        *column.kinds.values()
+    }:
+        raise DataError(
+            f"{source.label}: column {column.own}: found times of type {column.type}, allowed are ISO text, "
+            "timestamps, or numbers with a unit"
+        )
+    if column.type != "VARCHAR":
         return column.kinds
     x = quote(column.own)
     found = connection.execute(
         f"SELECT {FILE}, 2 * count(TRY_CAST({x} AS DOUBLE)) > count(*) FROM {quote(source.table)} "
-        f"WHERE {x} IS NOT NULL GROUP BY 1"
+        f"WHERE NOT {_absent(column)} GROUP BY 1"
     ).fetchall()
     return {Path(file): "integer" if numbers else "text" for file, numbers in found}
 
@@ -199,8 +200,8 @@ def read_time(
         value = f"CAST(TRY_CAST({x} AS TIMESTAMPTZ) AT TIME ZONE 'UTC' AS TIMESTAMP)"
         faults.append(Fault(f"({value}) IS NULL", "not a time", allowed))
     else:
-        zoned = f"{x} AT TIME ZONE 'UTC'" if column.type == "TIMESTAMP WITH TIME ZONE" else x
-        value = f"CAST({zoned} AS TIMESTAMP)"
+        # The session's zone is UTC, so that times without one are left as they are.
+        value = f"CAST(CAST({x} AS TIMESTAMPTZ) AT TIME ZONE 'UTC' AS TIMESTAMP)"
     faults.append(Fault("true", f"outside {years}", f"allowed are the years {years}"))
     span = f"BETWEEN TIMESTAMP '{EARLIEST_YEAR}-01-01' AND TIMESTAMP '{LATEST_YEAR}-01-01'"
     outside = f"NOT coalesce(({value}) {span}, false)"

@@ -9,6 +9,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tml.core.errors import DataError
 from tml.data.faults import Faults, first_line
 from tml.data.readers.raw import FILE, Column, Kind, Raw, check_names, file_list, load, odd_files
 from tml.data.tables import literal, quote
@@ -47,10 +48,13 @@ def read_parquet(
             faults.file(name, file, f"column {column} {reason}", rows[file], "allowed is one type in all files")
             readable.remove(file)
 
+    if not readable:
+        raise DataError(f"{files[0]}: no file of the table {name} can be read, allowed is one or more")
+
     def salvage(file: Path, _: str) -> str | None:
         return _whole_row_groups(connection, name, f"{table}_{files.index(file)}", file, faults)
 
-    read = load(connection, name, table, readable or files, _select, salvage)
+    read = load(connection, name, table, readable, _select, salvage)
     described = connection.execute(f"DESCRIBE {quote(table)}").fetchall()
     columns = {
         str(row[0]): Column(str(row[0]), str(row[1]), {f: kinds[f][row[0]] for f in read if row[0] in kinds[f]})
