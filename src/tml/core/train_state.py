@@ -28,10 +28,11 @@ class TrainState:
         batches: any iterable. With `state_dict()` and `load_state_dict()` it tells its position and goes on from it;
             without them a resumed training reads past the batches that it has had.
         step: number of finished steps.
+        batches_read: number of batches in them.
         generators: random generators to save and restore beside torch's own.
         seconds: time spent in these steps.
         logged, evaluated: the last step that has been.
-        rates: learning rates of the last step and, where it was measured, the norm of its gradient.
+        rates: learning rates of the last step and, where they were measured, the norms of its gradient.
     """
 
     model: nn.Module
@@ -39,6 +40,7 @@ class TrainState:
     scheduler: torch.optim.lr_scheduler.LRScheduler | None
     batches: Iterable[Any]
     step: int = 0
+    batches_read: int = 0
     generators: Mapping[str, torch.Generator] = field(default_factory=dict)
     seconds: float = 0.0
     logged: int = 0
@@ -68,6 +70,7 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
             "step": self.step,
+            "batches_read": self.batches_read,
             "progress": {"seconds": self.seconds, "logged": self.logged, "evaluated": self.evaluated},
             "averages": {"sums": self._sums, "rates": self.rates},
             **self.position(),
@@ -83,7 +86,7 @@ class TrainState:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler:
             self.scheduler.load_state_dict(state["scheduler"])
-        self.step = state["step"]
+        self.step, self.batches_read = state["step"], state["batches_read"]
         self.seconds, self.logged, self.evaluated = (state["progress"][k] for k in ("seconds", "logged", "evaluated"))
         self._sums, self.rates = dict(state["averages"]["sums"]), dict(state["averages"]["rates"])
         self._resume_from = {"random": state["random"], "batches": state["batches"]}
@@ -98,7 +101,7 @@ class TrainState:
             batches = iter(self.batches)
         else:
             batches = iter(self.batches)
-            for _ in itertools.islice(batches, self.step):
+            for _ in itertools.islice(batches, self.batches_read):
                 pass
         random = resume_from["random"]
         torch.set_rng_state(random["cpu"])
