@@ -167,6 +167,15 @@ def test_the_picture_names_what_it_shows(published: Plan) -> None:
     assert min(np.diff(heights)) >= 33
 
 
+def test_a_long_label_counts_its_groups_and_a_long_name_stays_whole() -> None:
+    long = "a_" * 30 + "b"
+    svg = picture(
+        plan(0.2, **{"is_first": 0.1, "is_second, too": 0.1, long: 0.1, f"{long}c": 0.2, f"{long}d": 0.3}), True
+    )
+    for name in ("first and 2 more", "0 and 1 more", f"{long}d".replace("_", " ")):
+        assert f">{name}</text>" in svg
+
+
 @pytest.mark.parametrize(
     "shown",
     [

@@ -19,6 +19,7 @@ import vl_convert
 
 from tml.core.errors import UserError
 from tml.core.files import whole_file
+from tml.projects.home.recap.names import plain_name
 from tml.report.charts import to_svg
 from tml.report.page import document
 from tml.report.schedule import Line, Plan, Scale, described, rate_text
@@ -30,7 +31,7 @@ WIDTH, LEAST_HEIGHT = 620, 340
 LABEL_HEIGHT, SHORT_LABEL_HEIGHT, LABEL_GAP = 34, 22, 40
 """Room for a label with the schedule in words, for one without, and between the plot and the labels; in CSS pixels."""
 LONGEST_LABEL = 52
-"""Characters of a label; a longer one says how many groups there are."""
+"""Characters of a label; a longer one says how many groups there are after the first."""
 SHARPNESS = 2.0
 """Pixels of a PNG for each CSS pixel."""
 
@@ -189,9 +190,8 @@ def _ticks(scale: Scale) -> dict[str, Any]:
 
 def _label(plan: Plan, line: Line, color: str, end: float, middle: float) -> dict[str, Any]:
     name = plan.names(line)
-    if len(name) > LONGEST_LABEL:
-        first, *_ = name.split(", ")
-        name = f"{first} and {len(line.groups) - 1} more"
+    if len(name) > LONGEST_LABEL and len(line.groups) > 1:
+        name = f"{plain_name(line.groups[0])} and {len(line.groups) - 1} more"
     left = WIDTH + LABEL_GAP
     about = described(line.schedule)
     places = {"start": WIDTH + 5, "end": end, "bend": left - 20, "left": left - 8, "text": left}
