@@ -22,7 +22,7 @@ from tml.optimizers.schedules import LearningRate
 from tml.projects.home.recap.optimizer import RecapOptimizerConfig
 from tml.projects.home.recap.optimizer.config import default_config
 from tml.projects.home.recap.train import RecapConfig
-from tml.report.schedule import Plan, load_optimizer, plan_of_optimizer, plan_of_ranker, schedules_by_group
+from tml.report.schedule import Plan, learning_rates, load_optimizer, plan_of_optimizer, plan_of_ranker
 from tml.report.schedule_picture import picture, spread, write_picture
 
 TASKS = [
@@ -35,7 +35,9 @@ TASKS = [
 
 def plan(*rates: Any, steps: int = 100, **named: Any) -> Plan:
     groups = {f"is_{number}": rate for number, rate in enumerate(rates)} | named
-    return Plan("x.yaml", {name: LearningRate.model_validate(rate) for name, rate in groups.items()}, steps, "steps")
+    rates = {name: LearningRate.model_validate(rate) for name, rate in groups.items()}
+    towers = tuple(name for name in rates if name not in ("backbone", "model"))
+    return Plan("x.yaml", rates, towers, steps, "steps")
 
 
 def ramp(rate: float, steps: int) -> dict[str, Any]:
@@ -56,14 +58,14 @@ def printed(shown: Plan, width: int) -> list[str]:
 
 
 def test_groups_are_the_backbone_and_the_towers_or_the_model() -> None:
-    rates = schedules_by_group(default_config(TASKS))
+    rates = learning_rates(default_config(TASKS))
     assert list(rates) == ["backbone", *TASKS]
     assert rates["backbone"].at(500) == 5e-5
     assert rates[TASKS[3]].at(10_000) == 3e-3
     single = RecapOptimizerConfig(single_task_learning_rate=LearningRate(constant=0.1))
-    assert schedules_by_group(single) == {"model": LearningRate(constant=0.1)}
+    assert learning_rates(single) == {"model": LearningRate(constant=0.1)}
     towers = {"multi_task_learning_rates": {"tower_learning_rates": {"is_click": 0.1}}}
-    assert list(schedules_by_group(parse_config(RecapOptimizerConfig, towers, "x"))) == ["is_click"]
+    assert list(learning_rates(parse_config(RecapOptimizerConfig, towers, "x"))) == ["is_click"]
 
 
 def test_it_looks_a_quarter_further_than_the_last_change(published: Plan) -> None:
@@ -86,7 +88,7 @@ def test_a_ranker_without_an_optimizer_has_schedules_fitted_to_its_steps() -> No
     assert plan_of_ranker(config, TASKS, "x", 40).rates["backbone"].horizon == 40
     explicit = RecapConfig(training=training, optimizer=default_config(TASKS))
     assert plan_of_ranker(explicit, TASKS, "x").steps == 300
-    assert plan_of_ranker(explicit, TASKS, "x").rates == schedules_by_group(default_config(TASKS))
+    assert plan_of_ranker(explicit, TASKS, "x").rates == learning_rates(default_config(TASKS))
 
 
 def test_groups_with_one_schedule_share_a_line(published: Plan) -> None:
@@ -288,3 +290,39 @@ def test_a_wrong_config_is_said_in_one_sentence(tree: Any, said: str, tmp_path: 
 
 def test_a_job_is_not_taken_for_an_optimizer(tmp_path: Path) -> None:
     assert load_optimizer(config_file(tmp_path, {"seed": 1, "recap": {}})) is None
+
+
+def test_a_weight_decay_that_follows_the_step_is_drawn_too() -> None:
+    decay = {"linear_ramp_to_constant": {"learning_rate": 0.1, "num_ramp_steps": 400}}
+    tree = {
+        "weight_decay": 0.01,
+        "multi_task_learning_rates": {
+            "backbone_learning_rate": 0.001,
+            "tower_learning_rates": {"is_click": 0.001, "is_like": 0.002},
+        },
+    }
+    constant = plan_of_optimizer(parse_config(RecapOptimizerConfig, tree, "x"), "x")
+    assert list(constant.rates) == ["backbone", "is_click", "is_like"]
+    one = parse_config(RecapOptimizerConfig, {**tree, "groups": {"is_click": {"weight_decay": decay}}}, "x")
+    plan = plan_of_optimizer(one, "x")
+    assert plan.rates["weight decay"].at(400) == 0.1
+    assert plan.steps == 500
+    assert [plan.names(line) for line in plan.lines] == ["backbone, click", "like", "weight decay"]
+    two = parse_config(
+        RecapOptimizerConfig, {**tree, "weight_decay": decay, "groups": {"is_like": {"weight_decay": 0}}}, "x"
+    )
+    assert list(plan_of_optimizer(two, "x").rates)[3:] == ["weight decay"]
+    both = parse_config(
+        RecapOptimizerConfig,
+        {
+            **tree,
+            "groups": {
+                "is_click": {"weight_decay": decay},
+                "is_like": {
+                    "weight_decay": {"exponential": {"learning_rate": 0.1, "decay_rate": 0.5, "decay_steps": 10}}
+                },
+            },
+        },
+        "x",
+    )
+    assert list(plan_of_optimizer(both, "x").rates)[3:] == ["weight decay of click", "weight decay of like"]

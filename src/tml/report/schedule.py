@@ -5,7 +5,7 @@ A plan prints itself as a table whose bars follow each rate over the steps; `sch
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,16 @@ class Plan:
 
     Attributes:
         name: what it is the plan of.
-        rates: group of parameters → its schedule; a tower's group is called as its task.
+        rates: group of parameters → its schedule; a tower's group is called as its task. A weight decay that follows
+            the step has a schedule here too.
+        towers: the groups that are towers.
         steps: how far it goes.
         about: that in words, with what was assumed.
     """
 
     name: str
     rates: Mapping[str, LearningRate]
+    towers: tuple[str, ...]
     steps: int
     about: str
 
@@ -111,11 +114,10 @@ class Plan:
 
     def names(self, line: Line) -> str:
         """The groups of a line in plain words."""
-        towers = [group for group in self.rates if group not in (BACKBONE, MODEL)]
-        if len(towers) > 2 and set(towers) <= set(line.groups):
-            others = [group for group in line.groups if group not in towers]
-            return " and ".join([*others, f"all {len(towers)} towers"])
-        return ", ".join(plain_name(group) for group in line.groups)
+        others = [group for group in line.groups if group not in self.towers]
+        if len(self.towers) > 2 and set(self.towers) <= set(line.groups):
+            return " and ".join([*others, f"all {len(self.towers)} towers"])
+        return ", ".join(group if group in others else plain_name(group) for group in line.groups)
 
     def bars(self, line: Line, width: int) -> str:
         """The rate at `width` steps from the first to the last, a block each; nothing where it is below the scale."""
@@ -148,7 +150,7 @@ def load_optimizer(path: Path, overrides: Sequence[str] = ()) -> RecapOptimizerC
     return load_config(RecapOptimizerConfig, path, overrides)
 
 
-def schedules_by_group(config: RecapOptimizerConfig) -> dict[str, LearningRate]:
+def learning_rates(config: RecapOptimizerConfig) -> dict[str, LearningRate]:
     """Group of parameters → its learning rate; the backbone first, then towers by task, or only the model."""
     rates = config.multi_task_learning_rates
     if rates is None:
@@ -156,6 +158,17 @@ def schedules_by_group(config: RecapOptimizerConfig) -> dict[str, LearningRate]:
         return {MODEL: config.single_task_learning_rate}
     backbone = rates.backbone_learning_rate
     return ({} if backbone is None else {BACKBONE: backbone}) | rates.tower_learning_rates
+
+
+def weight_decays(config: RecapOptimizerConfig) -> dict[str, LearningRate]:
+    """The weight decays that follow the step, under names that say whose they are; groups that share one as one."""
+    groups: dict[LearningRate, list[str]] = {}
+    for group, rate in learning_rates(config).items():
+        decay = config.of_group(group, rate).weight_decay
+        if decay.constant is None:
+            groups.setdefault(decay, []).append(plain_name(group))
+    alone = len(groups) == 1
+    return {"weight decay" if alone else f"weight decay of {', '.join(names)}": d for d, names in groups.items()}
 
 
 def plan_of_optimizer(config: RecapOptimizerConfig, name: str, steps: int | None = None) -> Plan:
@@ -169,12 +182,13 @@ def plan_of_optimizer(config: RecapOptimizerConfig, name: str, steps: int | None
     Raises:
         ConfigError: there is no group of parameters.
     """
-    rates = schedules_by_group(config)
-    if not rates:
+    if not learning_rates(config):
         raise ConfigError(f"{name}: found no learning rate, neither of the backbone nor of a tower")
+    rates = learning_rates(config) | weight_decays(config)
     if steps is None:
         steps = max(LEAST_STEPS, *(math.ceil(MARGIN * rate.horizon) for rate in rates.values()))
-    return Plan(name, rates, steps, _counted(steps))
+    towers = config.multi_task_learning_rates.tower_learning_rates if config.multi_task_learning_rates else {}
+    return Plan(name, rates, tuple(towers), steps, _counted(steps))
 
 
 def plan_of_ranker(config: RecapConfig, tasks: Collection[str], name: str, steps: int | None = None) -> Plan:
@@ -193,7 +207,7 @@ def plan_of_ranker(config: RecapConfig, tasks: Collection[str], name: str, steps
     about = f"the default schedules, fitted to {_counted(fitted)}"
     if given is None:
         about += ", an assumption: neither --steps nor recap.training.num_steps says how many"
-    return Plan(name, schedules_by_group(default_optimizer(tasks, fitted)), fitted, about)
+    return replace(plan_of_optimizer(default_optimizer(tasks, fitted), name, fitted), about=about)
 
 
 def _counted(steps: int) -> str:
