@@ -111,7 +111,7 @@ def test_a_loaded_state_is_a_copy() -> None:
     saved = optimizer.state_dict()
     _, other, _ = make()
     other.load_state_dict(saved)
-    for name, parameter, _ in other._named():
+    for _, name, parameter, _ in other._named():
         for key, value in other.state[parameter].items():
             assert not isinstance(value, torch.Tensor) or value is not saved["state"][name][key]
 

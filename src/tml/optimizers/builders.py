@@ -10,6 +10,7 @@ from tml.core.errors import ConfigError
 from tml.optimizers.config import AdagradConfig, AdamConfig, Algorithm, OptimizerConfig, SgdConfig
 from tml.optimizers.grouped import GroupedOptimizer, RateScheduler
 from tml.optimizers.groups import assign_groups, find_tables, listed, trainable_parameters, walk
+from tml.optimizers.in_backward import InBackward, is_in_backward, require_declared
 
 
 def build(
@@ -21,7 +22,8 @@ def build(
     """Build the optimizer and the scheduler of a model whose parts learn in ways of their own.
 
     Args:
-        model: bare or wrapped; frozen parameters are left out.
+        model: bare or wrapped; frozen parameters are left out. In TorchRec's DistributedModelParallel every rank
+            builds; tables updated in backward keep the algorithm that `apply_in_backward` declared.
         configs: algorithm and learning rate by group.
         modules: group by module path (or by name, for a parameter); by default every group is the path that it is
             named after.
@@ -29,7 +31,7 @@ def build(
 
     Raises:
         ConfigError: a module that the model lacks, a parameter in two groups or without one, nothing to train, or
-            momentum for a table with sparse gradients.
+            momentum for a table with sparse gradients, or another algorithm than a table was declared with.
 
     Example:
         >>> model = nn.ModuleDict({"users": nn.Embedding(10, 4, sparse=True), "head": nn.Linear(4, 1)})
@@ -49,18 +51,29 @@ def build(
     groups = assign_groups(aliases.values(), modules, rest)
     for group in groups.keys() - configs.keys():
         raise ConfigError(f"{group}: no learning rate, but there are the parameters {listed(groups[group])}")
-    sparse = {table.weight for table in find_tables(model).values() if table.sparse}
+    require_declared(model, [name for name, parameter in parameters.items() if not is_in_backward(parameter)])
+    sparse = {table.weight for table in find_tables(model).values() if getattr(table, "sparse", False)}
     parts: dict[tuple[Algorithm, bool, bool], list[dict[str, Any]]] = {}
+    in_backward: dict[Algorithm, list[dict[str, Any]]] = {}
     for group, config in configs.items():
         kinds: dict[tuple[bool, bool], list[tuple[str, nn.Parameter]]] = {}
+        tables: list[tuple[str, nn.Parameter]] = []
         for name in groups.get(group, ()):
             parameter = parameters[name]
+            if is_in_backward(parameter):
+                tables.append((name, parameter))
+                continue
             kind = parameter in sparse, parameter not in sparse and _has_fused(config.algorithm, parameter)
             kinds.setdefault(kind, []).append((name, parameter))
+        common = {"lr": config.learning_rate.at(0), "name": group, "schedule": config.learning_rate}
         for kind, named in kinds.items():
-            entry = {"params": named, "lr": config.learning_rate.at(0), "name": group, "schedule": config.learning_rate}
-            parts.setdefault((config.algorithm, *kind), []).append(entry)
-    optimizer = GroupedOptimizer([_make(*kind, entries) for kind, entries in parts.items()])
+            parts.setdefault((config.algorithm, *kind), []).append({"params": named, **common})
+        if tables:
+            in_backward.setdefault(config.algorithm, []).append({"params": tables, **common})
+    optimizer = GroupedOptimizer(
+        [_make(*kind, entries) for kind, entries in parts.items()]
+        + [InBackward(model, algorithm, entries) for algorithm, entries in in_backward.items()]
+    )
     return optimizer, RateScheduler(optimizer)
 
 

@@ -29,13 +29,19 @@ class AdagradConfig(BaseConfig):
     epsilon: PositiveFloat = 1e-10
 
 
+class RowwiseAdagradConfig(BaseConfig):
+    """Adagrad with one rate for each row of an embedding table, from the mean square of the row's gradients."""
+
+    epsilon: PositiveFloat = 1e-10
+
+
 class SgdConfig(BaseConfig):
     """Stochastic gradient descent; a momentum needs dense gradients."""
 
     momentum: Decay = 0.0
 
 
-Algorithm = AdamConfig | AdagradConfig | SgdConfig
+Algorithm = AdamConfig | AdagradConfig | RowwiseAdagradConfig | SgdConfig
 
 
 class OptimizerConfig(BaseConfig):
@@ -49,11 +55,12 @@ class OptimizerConfig(BaseConfig):
     learning_rate: LearningRate
     adam: AdamConfig | None = one_of("algorithm")
     adagrad: AdagradConfig | None = one_of("algorithm")
+    rowwise_adagrad: RowwiseAdagradConfig | None = one_of("algorithm")
     sgd: SgdConfig | None = one_of("algorithm")
 
     @property
     def algorithm(self) -> Algorithm:
         """The one algorithm that is set."""
-        algorithm = self.adam or self.adagrad or self.sgd
+        algorithm = self.adam or self.adagrad or self.rowwise_adagrad or self.sgd
         assert algorithm is not None  # exactly one is set
         return algorithm

@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from tml.core.errors import DataError
+from tml.core.sharding import full_state
 from tml.optimizers.groups import listed
+from tml.optimizers.in_backward import InBackward
 
 
 class GroupedOptimizer(torch.optim.Optimizer):
@@ -49,8 +51,11 @@ class GroupedOptimizer(torch.optim.Optimizer):
         return loss
 
     def state_dict(self) -> dict[str, Any]:
-        """`{"state": {parameter name: its state}}`, empty for a parameter that has not been updated yet."""
-        return {"state": {name: dict(self.state.get(parameter, {})) for name, parameter, _ in self._named()}}
+        """`{"state": {parameter name: its state}}`, empty for a parameter that has not been updated yet.
+
+        Where tables are sharded every rank calls it, and the first has the whole of their state.
+        """
+        return {"state": {name: full_state(self.state.get(parameter, {})) for _, name, parameter, _ in self._named()}}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take over a state by parameter names; learning rates and settings stay those of the config.
@@ -59,18 +64,22 @@ class GroupedOptimizer(torch.optim.Optimizer):
             DataError: names are missing or left over, or a state has another shape than its parameter.
         """
         saved = state_dict["state"]
-        own = {name for name, _, _ in self._named()}
+        own = {name for _, name, _, _ in self._named()}
         sides = {"missing": own - saved.keys(), "left over": saved.keys() - own}
         found = [f"{what} {listed(sorted(names))}" for what, names in sides.items() if names]
         if found:
             raise DataError(f"the optimizer's state is of another model: {'; '.join(found)}")
-        for name, parameter, group in self._named():
-            self.state[parameter] = {k: _like(v, k, name, parameter, group) for k, v in saved[name].items()}
+        for part, name, parameter, group in self._named():
+            if isinstance(part, InBackward):
+                part.load(name, parameter, saved[name])
+            else:
+                self.state[parameter] = {k: _like(v, k, name, parameter, group) for k, v in saved[name].items()}
 
-    def _named(self) -> list[tuple[str, Tensor, dict[str, Any]]]:
+    def _named(self) -> list[tuple[torch.optim.Optimizer, str, Tensor, dict[str, Any]]]:
         return [
-            (name, parameter, group)
-            for group in self.param_groups
+            (part, name, parameter, group)
+            for part in self.parts
+            for group in part.param_groups
             for name, parameter in zip(group["param_names"], group["params"], strict=True)
         ]
 
@@ -123,8 +132,8 @@ def groups_table(optimizer: GroupedOptimizer) -> Table:
     letters: dict[str, str] = {"constant": "constant"}
     for part in optimizer.parts:
         for group in part.param_groups:
-            size = sum(parameter.numel() for parameter in group["params"])
-            algorithm = type(part).__name__ + (" (fused)" if group.get("fused") else "")
+            size = group.get("size") or sum(parameter.numel() for parameter in group["params"])
+            algorithm = getattr(part, "title", type(part).__name__) + (" (fused)" if group.get("fused") else "")
             schedule = letters.setdefault(str(group["schedule"]), chr(ord("A") + len(letters) - 1))
             cells = (f"{size:,}", f"{len(group['params']):,}", algorithm, f"{group['lr']:.3g}", schedule)
             table.add_row(group["name"], *cells)
