@@ -15,6 +15,7 @@ from torch import nn
 
 from tml.core.distributed import unwrap
 from tml.core.errors import DataError
+from tml.core.sharding import copy_into, full_shape, full_state, is_sharded
 
 
 @dataclass
@@ -64,9 +65,12 @@ class TrainState:
         return {"random": random, "batches": tells() if tells else None}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the steps to come depend on, as plain values and tensors."""
+        """Everything that the steps to come depend on, as plain values and tensors.
+
+        Where tensors are sharded every rank calls it, and the first has the whole of them.
+        """
         return {
-            "model": unwrap(self.model).state_dict(),
+            "model": full_state(unwrap(self.model).state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
             "step": self.step,
@@ -135,9 +139,12 @@ def _load_model(model: nn.Module, saved: Mapping[str, torch.Tensor]) -> None:
     differences = {
         "missing": own.keys() - saved.keys(),
         "left over": saved.keys() - own.keys(),
-        "of another shape": {name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape},
+        "of another shape": {name for name in own.keys() & saved.keys() if full_shape(own[name]) != saved[name].shape},
     }
     found = [f"{what} {', '.join(sorted(names))}" for what, names in differences.items() if names]
     if found:
         raise DataError(f"the checkpoint is of another model: {'; '.join(found)}")
-    model.load_state_dict(saved)
+    sharded = {name: value for name, value in own.items() if is_sharded(value)}
+    for name, value in sharded.items():
+        copy_into(value, saved[name])
+    model.load_state_dict({**saved, **sharded})

@@ -24,7 +24,7 @@ from torch import nn
 from tml.core import checkpoint, files
 from tml.core.config import BaseConfig
 from tml.core.curves import Curves
-from tml.core.errors import DataError
+from tml.core.errors import ConfigError, DataError
 from tml.core.interrupts import uninterrupted
 from tml.core.progress import progress
 from tml.core.step import take_step
@@ -90,8 +90,13 @@ def train(
 
     Raises:
         UserError: the loss or the gradient is not finite; the message has the step.
+        ConfigError: batches are to be accumulated, but the optimizer cannot.
         DataError: the batches end before `num_steps`.
     """
+    if config.accumulate_batches > 1 and not getattr(state.optimizer, "accumulates", True):
+        raise ConfigError(
+            f"accumulate_batches: found {config.accumulate_batches}, allowed is 1 where tables are updated in backward"
+        )
     _show(state.optimizer)
     steps_left = None if config.num_steps is None else max(config.num_steps - state.step, 0)
     with Curves(folder, state.step, _written_before(state)) as curves, progress(label, steps_left) as bar:

@@ -22,6 +22,7 @@ from tml.optimizers.config import (
 )
 from tml.optimizers.grouped import GroupedOptimizer
 from tml.optimizers.groups import assign_groups, find_tables, listed, trainable_parameters, walk
+from tml.optimizers.in_backward import InBackward, is_in_backward, require_declared
 from tml.optimizers.rowwise_adagrad import RowwiseAdagrad
 from tml.optimizers.scheduler import RateScheduler
 from tml.optimizers.weight_decay import without_decay
@@ -38,7 +39,8 @@ def build(
     """Build the optimizer and the scheduler of a model whose parts learn in ways of their own.
 
     Args:
-        model: bare or wrapped; frozen parameters are left out.
+        model: bare or wrapped; frozen parameters are left out. In TorchRec's DistributedModelParallel every rank
+            builds; tables updated in backward keep the algorithm that `apply_in_backward` declared.
         configs: algorithm, learning rate, weight decay and clipping by group.
         modules: group by module path (or by name, for a parameter); by default every group is the path that it is
             named after.
@@ -68,14 +70,16 @@ def build(
     groups = assign_groups(aliases.values(), modules, rest)
     for group in groups.keys() - configs.keys():
         raise ConfigError(f"{group}: no learning rate, but there are the parameters {listed(groups[group])}")
-    tables = {table._parameters["weight"]: table.sparse for table in find_tables(model).values()}
-    plan = _Plan(set(tables), {weight for weight, sparse in tables.items() if sparse})
+    require_declared(model, [name for name, parameter in parameters.items() if not is_in_backward(parameter)])
+    tables = {table.weight: getattr(table, "sparse", False) for table in find_tables(model).values()}
+    plan = _Plan(model, set(tables), {weight for weight, sparse in tables.items() if sparse})
     for group, config in configs.items():
         named = [(name, parameters[name]) for name in groups.get(group, ())]
         plan.add(group, config, named, without_decay(model, config.no_weight_decay))
     kept = None
     if average is not None:
-        dense = {name: parameter for name, parameter in parameters.items() if parameter not in plan.sparse}
+        by_row = plan.sparse | {parameter for parameter in tables if is_in_backward(parameter)}
+        dense = {name: parameter for name, parameter in parameters.items() if parameter not in by_row}
         kept = WeightAverage(dense | floating_buffers(walk(model)), average.decay)
     optimizer = GroupedOptimizer(plan.optimizers(), clip_gradient_norm, kept)
     return optimizer, RateScheduler(optimizer)
@@ -86,15 +90,16 @@ class _Kernel:
     """What parameters must share to be updated by one optimizer of torch."""
 
     algorithm: Algorithm
-    sparse: bool
-    fused: bool
+    sparse: bool = False
+    fused: bool = False
+    in_backward: bool = False
 
 
 class _Plan:
     """Sorts parameters by kernel; `tables` are embedding tables, and `sparse` those of them with sparse gradients."""
 
-    def __init__(self, tables: set[nn.Parameter | None], sparse: set[nn.Parameter | None]) -> None:
-        self.tables, self.sparse = tables, sparse
+    def __init__(self, model: nn.Module, tables: set[nn.Parameter], sparse: set[nn.Parameter]) -> None:
+        self.model, self.tables, self.sparse = model, tables, sparse
         self.groups: dict[_Kernel, list[dict[str, Any]]] = {}
 
     def add(
@@ -109,26 +114,37 @@ class _Plan:
         for name, parameter in named:
             decays = _decays(config) and parameter not in without_decay
             kernel = self._kernel(group, config.algorithm, name, parameter)
-            if kernel.sparse and decays:
+            if (kernel.sparse or kernel.in_backward) and decays:
+                how = "updated in backward" if kernel.in_backward else "with sparse gradients"
                 raise ConfigError(
-                    f"weight_decay of {group}: found {name}, a table with sparse gradients, which has none; "
+                    f"weight_decay of {group}: found {name}, a table {how}, which has none; "
                     "add embeddings to no_weight_decay"
+                )
+            if kernel.in_backward and config.clip_gradient_norm is not None:
+                raise ConfigError(
+                    f"clip_gradient_norm of {group}: found {name}, a table updated in backward, whose gradient is "
+                    "never there to be clipped"
                 )
             kinds.setdefault((kernel, decays), []).append((name, parameter))
         for (kernel, decays), members in kinds.items():
             entry: dict[str, Any] = {"params": members, "name": group, "schedule": config.learning_rate}
             entry |= {"lr": config.learning_rate.at(0), "clip_gradient_norm": config.clip_gradient_norm}
-            if not kernel.sparse:
+            if not kernel.sparse and not kernel.in_backward:
                 entry["weight_decay"] = config.weight_decay.at(0) if decays else 0.0
             if decays:
                 entry["weight_decay_schedule"] = config.weight_decay
             self.groups.setdefault(kernel, []).append(entry)
 
     def optimizers(self) -> list[torch.optim.Optimizer]:
-        """One optimizer of torch for each kernel."""
-        return [_make(kernel, groups) for kernel, groups in self.groups.items()]
+        """One optimizer for each kernel; those that run in backward come last."""
+        return [
+            InBackward(self.model, kernel.algorithm, groups) if kernel.in_backward else _make(kernel, groups)
+            for kernel, groups in sorted(self.groups.items(), key=lambda item: item[0].in_backward)
+        ]
 
     def _kernel(self, group: str, algorithm: Algorithm, name: str, parameter: nn.Parameter) -> _Kernel:
+        if is_in_backward(parameter):
+            return _Kernel(algorithm, in_backward=True)
         sparse = parameter in self.sparse
         if isinstance(algorithm, MuonConfig):
             if sparse:

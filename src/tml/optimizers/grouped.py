@@ -17,8 +17,10 @@ from torch import Tensor
 
 from tml.core.errors import DataError
 from tml.core.gradients import gradients_of, norms_by_group, total
+from tml.core.sharding import full_state
 from tml.optimizers.averaging import WeightAverage
 from tml.optimizers.groups import listed
+from tml.optimizers.in_backward import InBackward
 from tml.optimizers.rowwise_adagrad import RowwiseAdagrad
 from tml.optimizers.table import groups_table
 
@@ -50,6 +52,11 @@ class GroupedOptimizer(torch.optim.Optimizer):
         for part in parts:
             self.state.update(part.state)
             part.state = self.state
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether gradients can be summed over several batches: not where tables are updated in backward."""
+        return not any(isinstance(part, InBackward) for part in self.parts)
 
     @property
     def clips(self) -> bool:
@@ -108,11 +115,13 @@ class GroupedOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state by parameter name, as plain values and tensors.
 
+        Where tables are sharded every rank calls it, and the first has the whole of their state.
+
         Returns:
             `state`: {parameter name: its state}, empty for a parameter that has not been updated yet.
             `average`: the state of the averaged weights; None without.
         """
-        state = {name: dict(self.state.get(parameter, {})) for name, parameter, _, _ in self._named()}
+        state = {name: full_state(self.state.get(parameter, {})) for name, parameter, _, _ in self._named()}
         return {"state": state, "average": self.average.state_dict() if self.average else None}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -132,7 +141,11 @@ class GroupedOptimizer(torch.optim.Optimizer):
         loaded = {
             parameter: {k: _like(v, k, name, parameter, group, part) for k, v in saved[name].items()}
             for name, parameter, group, part in self._named()
+            if not isinstance(part, InBackward)
         }
+        for name, parameter, _, part in self._named():
+            if isinstance(part, InBackward):
+                part.load(name, parameter, saved[name])
         if self.average:
             self.average.load_state_dict(state_dict["average"])
         self.state.update(loaded)

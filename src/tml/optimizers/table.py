@@ -17,7 +17,7 @@ def groups_table(
 
     Groups often share a schedule, whose description is long: each one stands once, below the table.
     """
-    groups = [(type(part).__name__, group) for part in parts for group in part.param_groups]
+    groups = [(getattr(part, "title", type(part).__name__), group) for part in parts for group in part.param_groups]
     decays = any("weight_decay_schedule" in group for _, group in groups)
     clips = any(group["clip_gradient_norm"] for _, group in groups)
     table = Table(title="Optimizer", title_justify="left", box=SIMPLE_HEAD, caption_justify="left")
@@ -31,7 +31,7 @@ def groups_table(
         table.add_column(column, justify="right")
     letters: dict[str, str] = {}
     for algorithm, group in groups:
-        size = sum(parameter.numel() for parameter in group["params"])
+        size = group.get("size") or sum(parameter.numel() for parameter in group["params"])
         cells = [group["name"], f"{size:,}", f"{len(group['params']):,}"]
         cells += [algorithm + (" (fused)" if group.get("fused") else ""), f"{group['lr']:.3g}"]
         cells.append(_letter(group["schedule"], letters))

@@ -48,7 +48,7 @@ def _named(
     if exception == "norms":
         return norms
     if exception == "embeddings":
-        return {table._parameters["weight"] for table in find_tables(model).values()}
+        return {table.weight for table in find_tables(model).values()}
     inside = f"{exception}."
     found: set[nn.Parameter | None] = {
         parameter for parameter, names in aliases.items() if any(f"{name}.".startswith(inside) for name in names)

@@ -23,7 +23,8 @@ from tml.core.training import Callback, TrainingConfig, TrainResult, TrainState,
 from tml.optimizers.builders import build
 from tml.optimizers.config import OptimizerConfig
 from tml.optimizers.grouped import GroupedOptimizer
-from tml.optimizers.groups import find_tables, find_towers, require_same_tasks
+from tml.optimizers.groups import find_tables, find_towers, listed, require_same_tasks
+from tml.optimizers.in_backward import tables_in_backward
 from tml.optimizers.scheduler import RateScheduler
 from tml.projects.home.recap.optimizer.config import RecapOptimizerConfig, default_config
 
@@ -96,18 +97,19 @@ def build_optimizer(
     """Build the optimizer and the learning-rate scheduler of a ranker.
 
     Args:
-        model: any module, bare or wrapped in a loss, in DistributedDataParallel or by `torch.compile`. Frozen
-            parameters are left out.
+        model: any module, bare or wrapped in a loss, in DistributedDataParallel, in TorchRec's
+            DistributedModelParallel or by `torch.compile`. Frozen parameters are left out.
         optimizer_config: by default the published rates, or a single one where the model has no towers.
-        emb_optimizer_config: algorithm and rate of all `nn.Embedding` and `nn.EmbeddingBag` tables; by default they
-            learn with the module that they are in.
+        emb_optimizer_config: algorithm and rate of all `nn.Embedding` and `nn.EmbeddingBag` tables, also those of
+            TorchRec's collections; by default they learn with the module that they are in. Needed where tables are
+            updated in backward, and then with the algorithm given to `apply_in_backward`.
 
     Returns:
         A tuple (optimizer, scheduler); call `scheduler.step()` after each `optimizer.step()`, or only `train()`.
 
     Raises:
-        ConfigError: a rate for a tower that the model lacks, a tower or a backbone without one, a parameter in two
-            towers, or an algorithm that a parameter cannot have; the message has the names.
+        ConfigError: a rate for a tower that the model lacks, a tower, a backbone or a table updated in backward
+            without one, a parameter in two towers, or an algorithm that a parameter cannot have; with the names.
 
     Example:
         >>> model = nn.ModuleDict({"backbone": nn.Linear(4, 2), "towers": nn.ModuleDict({"is_click": nn.Linear(2, 1)})})
@@ -141,6 +143,11 @@ def build_optimizer(
             raise ConfigError("emb_optimizer_config: given, but the model has no embedding tables")
         configs[EMBEDDINGS] = emb_optimizer_config
         modules |= dict.fromkeys(tables, EMBEDDINGS)
+    elif in_backward := tables_in_backward(model):
+        raise ConfigError(
+            f"no learning rate for the tables {listed(in_backward)}, which are updated in backward: give "
+            "emb_optimizer_config"
+        )
     built = BuiltOptimizer(*build(model, configs, modules, rest, config.clip_gradient_norm, config.average))
     built.model = model
     return built
