@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from tml.core.config import parse_config
 from tml.core.errors import ConfigError, DataError
 from tml.optimizers.builders import build
 from tml.optimizers.config import OptimizerConfig
-from tml.optimizers.grouped import GroupedOptimizer, groups_table
+from tml.optimizers.grouped import GroupedOptimizer
+from tml.optimizers.rowwise_adagrad import RowwiseAdagrad
+from tml.optimizers.schedules import LearningRate
 
 
 def config(algorithm: str, rate: float = 0.05, **settings: Any) -> OptimizerConfig:
@@ -111,7 +114,7 @@ def test_a_loaded_state_is_a_copy() -> None:
     saved = optimizer.state_dict()
     _, other, _ = make()
     other.load_state_dict(saved)
-    for name, parameter, _ in other._named():
+    for name, parameter, _, _ in other._named():
         for key, value in other.state[parameter].items():
             assert not isinstance(value, torch.Tensor) or value is not saved["state"][name][key]
 
@@ -159,7 +162,7 @@ def test_the_table_shows_every_group() -> None:
     _, optimizer, _ = make()
     console = Console(width=120)
     with console.capture() as capture:
-        console.print(groups_table(optimizer))
+        console.print(optimizer.table())
     lines = [line for line in capture.get().splitlines() if "constant" in line]
     assert len(lines) == 4
     assert re.split(r"\s{2,}", lines[3].strip()) == [
@@ -170,3 +173,123 @@ def test_the_table_shows_every_group() -> None:
         "0.02",
         "constant",
     ]
+
+
+class Dense(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table = nn.Embedding(6, 4)
+        self.hidden = nn.Linear(4, 5)
+        self.out = nn.Linear(5, 1)
+
+    def forward(self, seed: int) -> torch.Tensor:
+        rows = torch.randint(6, (9,), generator=torch.Generator().manual_seed(seed))
+        return (self.out(self.hidden(self.table(rows)).tanh()) - 1).square().mean()
+
+
+ADAM: dict[str, Any] = {"lr": 0.05, "betas": (0.8, 0.99), "eps": 1e-6, "fused": True}
+OWN_ADAM = {"beta_1": 0.8, "beta_2": 0.99, "epsilon": 1e-6}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "settings", "reference"),
+    [
+        ("adam", OWN_ADAM, lambda p: torch.optim.Adam(p, **ADAM, weight_decay=0.1)),
+        ("adamw", OWN_ADAM, lambda p: torch.optim.AdamW(p, **ADAM, weight_decay=0.1)),
+        ("sgd", {}, lambda p: torch.optim.SGD(p, lr=0.05, weight_decay=0.1, fused=True)),
+        (
+            "sgd",
+            {"momentum": 0.9, "nesterov": True},
+            lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.1, fused=True),
+        ),
+        (
+            "adagrad",
+            {"initial_accumulator_value": 0.1},
+            lambda p: torch.optim.Adagrad(p, lr=0.05, initial_accumulator_value=0.1, weight_decay=0.1, fused=True),
+        ),
+    ],
+)
+def test_every_algorithm_is_torchs(algorithm: str, settings: dict[str, Any], reference: Any) -> None:
+    model = Dense()
+    other = copy.deepcopy(model)
+    decayed = config(algorithm, **settings).model_copy(
+        update={"weight_decay": LearningRate(constant=0.1), "no_weight_decay": ()}
+    )
+    optimizer, scheduler = build(model, {"all": decayed}, {}, "all")
+    torchs = reference(other.parameters())
+    for seed in range(50):
+        for one, its in ((model, optimizer), (other, torchs)):
+            its.zero_grad()
+            one(seed).backward()
+            its.step()
+        scheduler.step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, other.get_parameter(name)), name
+
+
+def test_muon_has_the_matrices_and_adamw_the_rest() -> None:
+    model = Dense()
+    other = copy.deepcopy(model)
+    optimizer, scheduler = build(
+        model,
+        {"backbone": config("muon", 0.02, others=OWN_ADAM), "table": config("rowwise_adagrad", 0.1)},
+        {"table": "table"},
+        "backbone",
+    )
+    named = {type(part).__name__: part.param_groups[0]["param_names"] for part in optimizer.parts}
+    assert named == {
+        "Muon": ["hidden.weight"],
+        "AdamW": ["hidden.bias", "out.weight", "out.bias"],
+        "RowwiseAdagrad": ["table.weight"],
+    }
+    rest = [other.hidden.bias, other.out.weight, other.out.bias]
+    parts = [
+        torch.optim.Muon([other.hidden.weight], lr=0.02, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, **{**ADAM, "lr": 0.02}, weight_decay=0.0),
+        RowwiseAdagrad([other.table.weight], lr=0.1),
+    ]
+    run(model, optimizer, scheduler, range(20))  # type: ignore[arg-type]
+    for seed in range(20):
+        other.zero_grad()
+        other(seed).backward()
+        for part in parts:
+            part.step()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, other.get_parameter(name)), name
+    state = optimizer.state_dict()["state"]
+    assert {name: sorted(kept) for name, kept in state.items()} == {
+        "hidden.weight": ["momentum_buffer"],
+        **{name: ["exp_avg", "exp_avg_sq", "step"] for name in ("hidden.bias", "out.weight", "out.bias")},
+        "table.weight": ["sum"],
+    }
+    assert state["table.weight"]["sum"].shape == (6,)
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    state["table.weight"]["sum"] = torch.zeros(6, 4)
+    with pytest.raises(DataError, match=r"sum of table\.weight: found shape \(6, 4\), needed is \(6,\)"):
+        optimizer.load_state_dict({"state": state})
+
+
+def test_an_algorithm_that_a_parameter_cannot_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"rowwise_adagrad of all: found hidden\.bias of shape \(5,\)"):
+        build(Dense(), {"all": config("rowwise_adagrad")}, {}, "all")
+    with pytest.raises(ConfigError, match=r"muon of tables: found tables\.users\.weight, a table with sparse"):
+        build(Graph(), {"tables": config("muon"), "translations": config("muon")})
+    with pytest.raises(ConfigError, match=r"nesterov: found true without momentum"):
+        parse_config(OptimizerConfig, {"sgd": {"nesterov": True}, "learning_rate": {"constant": 1}}, "a.yaml")
+    with pytest.raises(ConfigError, match=r"exactly one of adam, adamw, .* found none of them"):
+        parse_config(OptimizerConfig, {"learning_rate": {"constant": 1}}, "a.yaml")
+    with pytest.raises(ConfigError, match=r"at most one of adam, adamw, .* found adam and sgd"):
+        parse_config(OptimizerConfig, {"adam": {}, "sgd": {}, "learning_rate": {"constant": 1}}, "a.yaml")
+
+
+def test_a_state_of_other_schedules_is_taken_with_a_warning() -> None:
+    model, optimizer, scheduler = make()
+    run(model, optimizer, scheduler, range(3))
+    state = scheduler.state_dict()
+    scheduler.load_state_dict(state)
+    _, _, other = make()
+    state["schedules"]["translations"] = '{"constant":0.5}'
+    with pytest.warns(UserWarning, match=r'translations: \{"constant":0.5\}, now \{"constant":0.02\}'):
+        other.load_state_dict(state)
+    assert other.state_dict()["step"] == 3

@@ -32,7 +32,10 @@ UtcDatetime = Annotated[datetime, AfterValidator(_to_utc)]
 
 
 class BaseConfig(BaseModel):
-    """The base of every config. Fields made with `one_of("group")` are alternatives: exactly one must be set."""
+    """The base of every config. Fields made with `one_of("group")` are alternatives: exactly one must be set.
+
+    With `one_of("group", required=False)` none of them may be set, too.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
@@ -50,20 +53,21 @@ class BaseConfig(BaseModel):
 
     @model_validator(mode="after")
     def _exactly_one_of(self) -> Self:
-        groups: dict[str, list[str]] = {}
+        groups: dict[tuple[str, bool], list[str]] = {}
         for name, field in type(self).model_fields.items():
-            if isinstance(field.json_schema_extra, dict) and "one_of" in field.json_schema_extra:
-                groups.setdefault(str(field.json_schema_extra["one_of"]), []).append(name)
-        for names in groups.values():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and "one_of" in extra:
+                groups.setdefault((str(extra["one_of"]), bool(extra["required"])), []).append(name)
+        for (_, required), names in groups.items():
             given = [name for name in names if getattr(self, name) is not None]
-            if len(given) != 1:
-                found = " and ".join(given) or "none of them"
-                raise ValueError(f"exactly one of {', '.join(names)} is allowed, found {found}")
+            if len(given) > 1 or (required and not given):
+                found, how_many = " and ".join(given) or "none of them", "exactly" if required else "at most"
+                raise ValueError(f"{how_many} one of {', '.join(names)} is allowed, found {found}")
         return self
 
 
-def one_of(group: str, **kwargs: Any) -> Any:
-    """A field of which exactly one in its group must be set; its type must admit None.
+def one_of(group: str, required: bool = True, **kwargs: Any) -> Any:
+    """A field of which exactly one in its group must be set, or at most one; its type must admit None.
 
     Example:
         >>> class Rate(BaseConfig):
@@ -72,7 +76,7 @@ def one_of(group: str, **kwargs: Any) -> Any:
         >>> Rate(constant=0.1).constant
         0.1
     """
-    return Field(default=None, json_schema_extra={"one_of": group}, **kwargs)
+    return Field(default=None, json_schema_extra={"one_of": group, "required": required}, **kwargs)
 
 
 C = TypeVar("C", bound=BaseConfig)

@@ -1,0 +1,97 @@
+"""Averaged weights: an exponential moving average of what a training passes through, often better than its end.
+
+    average ← d · average + (1 - d) · weights,    d = min(decay, (1 + n) / (10 + n)) after n updates
+
+The growing d (as in TensorFlow's ExponentialMovingAverage) lets the average leave the first weights quickly. Floating
+buffers, such as batch norm's statistics, are averaged like weights. Tables with sparse gradients are not: an average
+would touch every row in every step, where the update touches a few.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tml.core.errors import DataError
+from tml.core.interrupts import uninterrupted
+from tml.optimizers.groups import listed
+
+
+class WeightAverage:
+    """The average of some tensors.
+
+    Args:
+        tensors: parameters and buffers by name; the average begins as a copy of them at the first `update`.
+        decay: what the average keeps a step.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], decay: float) -> None:
+        self.tensors, self.decay = dict(tensors), decay
+        self.updates = 0
+        self.averages: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Count the present weights in."""
+        if not self.averages:
+            self.averages = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.averages.values()), [t.detach() for t in self.tensors.values()], 1 - decay)
+        self.updates += 1
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The model has the averaged weights inside the block, and its own again after it."""
+        exchanged = False
+        try:
+            with uninterrupted():
+                self._exchange()
+                exchanged = True
+            yield
+        finally:
+            if exchanged:
+                with uninterrupted():
+                    self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        # By copies: whoever holds the tensors, DDP or a compiled graph, keeps them.
+        for name, average in self.averages.items():
+            own = self.tensors[name].detach().clone()
+            self.tensors[name].copy_(average)
+            average.copy_(own)
+
+    def state_dict(self) -> dict[str, Any]:
+        """`{"updates": number of updates, "averages": {name: average}}`, without averages before the first update."""
+        return {"updates": self.updates, "averages": dict(self.averages)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state by names.
+
+        Raises:
+            DataError: names are missing or left over, or an average has another shape than its weights.
+        """
+        saved = state["averages"]
+        if saved:
+            sides = {"missing": self.tensors.keys() - saved.keys(), "left over": saved.keys() - self.tensors.keys()}
+            sides["of another shape"] = {
+                name for name in self.tensors.keys() & saved.keys() if self.tensors[name].shape != saved[name].shape
+            }
+            found = [f"{what} {listed(sorted(names))}" for what, names in sides.items() if names]
+            if found:
+                raise DataError(f"the averaged weights are of another model: {'; '.join(found)}")
+        self.updates = state["updates"]
+        of = self.tensors if saved else {}
+        self.averages = {name: saved[name].to(own.device, own.dtype, copy=True) for name, own in of.items()}
+
+
+def floating_buffers(modules: Iterator[tuple[str, nn.Module]]) -> dict[str, Tensor]:
+    """The floating buffers that a model saves, by name; `modules` are all of its modules by path."""
+    return {
+        f"{path}.{name}" if path else name: buffer
+        for path, module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None and buffer.is_floating_point() and name not in module._non_persistent_buffers_set
+    }
