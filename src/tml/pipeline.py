@@ -8,6 +8,7 @@ was, and a changed setting runs again what depends on it and nothing else.
 """
 
 import fcntl
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from tml.core.config import BaseConfig, fingerprint, one_of, to_yaml
 from tml.core.errors import MissingStage, UserError
 from tml.core.files import read_json, remove, write_json, write_text
 from tml.data.config import LogConfig, TaskConfig, published_tasks
-from tml.data.log import log_fingerprint, open_log
+from tml.data.log import Log, log_fingerprint, open_log
 from tml.features.build import build_examples, train_start
 from tml.features.config import FeaturesConfig, SplitConfig
 from tml.projects.home.recap.combine import combination_weights, rank_sessions, write_timelines
@@ -131,14 +132,21 @@ def _simulate(run: Run, _: str) -> None:
 def _features(run: Run, _: str) -> None:
     config = run.config
     with open_log(run.log) as log:
+        _say_skipped(log)
         build_examples(log, config.tasks, config.features, config.split, run.examples, config.seed, run.log_digest)
 
 
 def _twhin(run: Run, mark: str) -> None:
     assert run.config.twhin is not None
     with open_log(run.log) as log:
+        _say_skipped(log)
         until = train_start(log, run.config.split)
         train_twhin(log.connection, run.config.twhin, until, run.twhin, run.config.seed, mark)
+
+
+def _say_skipped(log: Log) -> None:
+    if log.skipped:
+        print(log.skipped_line(), file=sys.stderr)
 
 
 def _recap(run: Run, mark: str) -> None:
