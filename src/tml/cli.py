@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from tml.core.errors import UserError
+from tml.core.errors import DataError, UserError
 
 app = typer.Typer(
     help="From an engagement log to a ranked timeline.",
@@ -22,6 +22,8 @@ app = typer.Typer(
 )
 twhin = typer.Typer(help="TwHIN: embeddings of viewers, authors and posts from the graph.", no_args_is_help=True)
 recap = typer.Typer(help="The Heavy Ranker: train, evaluate, rank.", no_args_is_help=True)
+data = typer.Typer(help="Engagement logs: look at one, make one of a public data set.", no_args_is_help=True)
+app.add_typer(data, name="data")
 app.add_typer(twhin, name="twhin")
 app.add_typer(recap, name="recap")
 
@@ -93,6 +95,40 @@ def simulate(
 def features(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
     """Make the example dataset: point-in-time features and labels."""
     print(_job(config, run_dir, set_, "features") / "examples")
+
+
+@data.command("check", epilog=_example("tml data check my-log --html check.html"))
+def data_check(
+    log: Annotated[
+        Path,
+        typer.Argument(
+            metavar="LOG",
+            help="The folder of a log, or a config: of a whole job, or its `log` section alone.",
+            show_default=False,
+        ),
+    ],
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it as a page with pictures, too.", show_default=False)
+    ] = None,
+    set_: Set = None,
+) -> None:
+    """Say what is in a log and what is wrong with it.
+
+    Exits with 0 if a job can read the log as it is, with 2 and one sentence if not.
+    """
+    from tml.data.check import check_log, load_log_config
+    from tml.data.check_tables import CheckView
+
+    check = check_log(load_log_config(log, set_ or ()))
+    _print(CheckView(check))
+    if html is not None:
+        from tml.report.log_check import write_check
+
+        write_check(check, html)
+        print(html)
+    if not check.is_usable:
+        hint = "; the config above reads it" if check.suggestion else ""
+        raise DataError(f"{check.error}{hint}")
 
 
 @twhin.command("train", epilog=_example("tml twhin train examples/demo.yaml --run-dir runs/demo"))

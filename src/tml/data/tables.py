@@ -101,6 +101,24 @@ def missing_files(files: Sequence[Path]) -> list[Path]:
     return missing
 
 
+def number_gaps(files: Sequence[Path]) -> list[str]:
+    """Names that files would have whose numbers lie between those that are there: `part-2.csv` between 1 and 3."""
+    groups: dict[tuple[str, str], dict[int, int]] = {}
+    for file in files:
+        match = re.match(r"(\D*)(\d+)(.*)", file.name)
+        if match:
+            groups.setdefault((match[1], match[3]), {})[int(match[2])] = len(match[2])
+    gaps = []
+    for (before, after), there in groups.items():
+        low, high = min(there), max(there)
+        # Numbers that are mostly not there count something else than files.
+        if high - low + 1 < 2 * len(there):
+            # Where numbers are as long as each other, zeros stand before the small ones.
+            width = there[low] if there[low] == there[high] else 0
+            gaps += [f"{before}{number:0{width}}{after}" for number in range(low, high) if number not in there]
+    return gaps
+
+
 def content_hash(files: Sequence[Path]) -> str:
     """A digest of the files' names and bytes. One that cannot be read has none: who opens it will say so."""
     digest = hashlib.blake2b(digest_size=8)
