@@ -131,6 +131,26 @@ def data_check(
         raise DataError(f"{check.error}{hint}")
 
 
+@data.command("convert", epilog=_example("tml data convert movielens ml-25m my-log"))
+def data_convert(
+    format_: Annotated[
+        str,
+        typer.Argument(metavar="FORMAT", help="kuairand, recsys2020, recsys2021 or movielens.", show_default=False),
+    ],
+    source: Annotated[Path, typer.Argument(help="The data set as it is published.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="The folder to write the log to.", show_default=False)],
+) -> None:
+    """Make a log, and the config of a job on it, of a public data set."""
+    from tml.data.converters import convert_log
+
+    converted = convert_log(format_, source, out)
+    for name, rows in converted.rows.items():
+        print(f"{name}: {rows:,} rows")
+    for note in converted.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(converted.config)
+
+
 @twhin.command("train", epilog=_example("tml twhin train examples/demo.yaml --run-dir runs/demo"))
 def twhin_train(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
     """Learn embeddings from what happened before the ranker's training starts."""
