@@ -31,7 +31,7 @@ def make(rows: int = 3000, seed: int = 0) -> dict[str, list[dict[str, Any]]]:
     times = np.sort(random.integers(0, 6 * 86_400, rows))
     for number, second in enumerate(times):
         at = START + timedelta(seconds=int(second))
-        user, post, clicked = int(random.integers(60)), int(random.integers(40)), bool(random.random() < 0.3)
+        user, post, clicked = number // 5 % 60, int(random.integers(40)), bool(random.random() < 0.3)
         row = {"user_id": user, "post_id": post, "served_at": at, "session_id": number // 5}
         dwell = float(random.normal(3 if clicked else 0))
         impressions.append({**row, "dwell": dwell, "hour": at.hour, "promoted": bool(random.random() < 0.1)})
@@ -165,6 +165,8 @@ def plant(name: str, content: dict[str, list[dict[str, Any]]]) -> None:
         case "sessions":
             for number, row in enumerate(impressions):
                 row["session_id"] = number
+        case "several":
+            impressions[5]["session_id"] = impressions[0]["session_id"]
 
 
 @pytest.mark.parametrize(
@@ -182,6 +184,7 @@ def plant(name: str, content: dict[str, list[dict[str, Any]]]) -> None:
         ("gap", "odd", "no impression on 2026-01-03"),
         ("few", "odd", "report has fewer than 100 positives"),
         ("sessions", "odd", "sessions have 1.0 impressions in the mean"),
+        ("several", "wrong", "1 session is of several people"),
     ],
 )
 def test_a_planted_fault_is_found_and_no_other(folder: Path, name: str, level: str, words: str) -> None:

@@ -211,6 +211,8 @@ def _odd(log: Log, reads: Mapping[str, Read], inline: bool, now: datetime) -> di
         "future impressions": f"SELECT count(*) FROM impressions WHERE served_at > {at}",
         "impressions without post": "SELECT count(*) FROM impressions ANTI JOIN posts USING (post_id)",
         "posts unknown": "SELECT count(DISTINCT post_id) FROM impressions ANTI JOIN posts USING (post_id)",
+        "sessions of several": "SELECT count(*) FROM (SELECT session_id FROM impressions GROUP BY 1 "
+        "HAVING min(user_id) <> max(user_id))",
         "posts without author": "SELECT count(*) FROM posts WHERE author_id IS NULL",
         "shown before created": "SELECT count(*) FROM impressions JOIN posts USING (post_id) "
         "WHERE served_at < created_at",

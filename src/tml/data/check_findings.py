@@ -131,6 +131,14 @@ RULES: Mapping[str, _Rule] = {
         "older than their post",
         "the age counts as 0; is one of the two times in another zone?",
     ),
+    "sessions of several": _Rule(
+        lambda facts: facts.sessions,
+        "session",
+        _ARE,
+        "of several people",
+        "a session is what one person saw; is session_id unique only within a person?",
+        "wrong",
+    ),
     "posts without author": _Rule(
         lambda facts: facts.posts, "post", _HAVE, "no author", "they have no author features"
     ),
