@@ -334,5 +334,3 @@ def test_the_verb_says_whether_a_job_can_read_the_log(tml: Any, folder: Path, tm
     assert "file: films.parquet" in done.stdout
     assert done.stderr.startswith("error: log: no posts table")
     assert done.stderr.endswith("; the config above reads it\n")
-    done = tml("data", "check", "gone")
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

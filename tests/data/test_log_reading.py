@@ -234,7 +234,7 @@ moment = st.integers(0, 12).map(lambda minutes: START + timedelta(minutes=20 * m
 impression = st.tuples(st.integers(0, 2), st.integers(0, 2), moment, st.sampled_from([None, "x", "y"]))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(impression, min_size=1, max_size=40), st.integers(0, 2**32 - 1))
 def test_order_duplicates_sessions_and_positions_are_what_a_slow_reference_says(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[Any, ...]], seed: int

@@ -18,8 +18,8 @@ from tml.data.suggest import suggestion_text
 BARS = "▁▂▃▄▅▆▇█"
 MOST_BARS = 48
 MOST_ENGAGEMENTS = 12
-WIDE = 120
-"""Characters of a line that has room for the names of columns."""
+BESIDE_COLUMNS = 50
+"""Characters that a table's figures take beside the names of its columns."""
 
 STYLES: dict[Level, tuple[str, str]] = {"wrong": ("✗", "bold red"), "odd": ("▲", "yellow"), "fine": ("✓", "green")}
 
@@ -33,16 +33,15 @@ class CheckView:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """The parts from top to bottom."""
         check, facts = self.check, self.check.facts
-        wide = options.max_width >= WIDE
         if check.suggestion is not None:
             yield Text("The contract's columns have other names here. This config reads them:", style="yellow")
             yield Text(f"\n{suggestion_text(check.suggestion)}\n", style="cyan")
         if facts is None:
             return
-        yield Text(f"{check.config.path}", style="bold") + Text(f"  {span(facts.start, facts.end)}", style="dim")
+        yield Text.assemble((str(check.config.path), "bold"), (f"  {span(facts.start, facts.end)}", "dim"))
         shown = f"{counted(facts.impressions, 'impression')} of {counted(facts.posts_shown, 'post')}"
-        yield f"{shown} to {facts.people:,} people\n"
-        yield _tables(facts.tables, wide)
+        yield Text(f"{shown} to {facts.people:,} people\n")
+        yield _tables(facts.tables, options.max_width - BESIDE_COLUMNS)
         yield ""
         yield _people(facts)
         yield ""
@@ -54,11 +53,10 @@ class CheckView:
         yield _findings(check)
 
 
-def _tables(tables: Sequence[TableFacts], wide: bool) -> Table:
+def _tables(tables: Sequence[TableFacts], room: int) -> Table:
     view = _table("Table", "Rows>", "Files>", "Size>", "Columns")
     for table in tables:
         names = ", ".join(table.columns)
-        room = 78 if wide else 32
         shown = names if len(names) <= room else names[: room - 1].rsplit(",", 1)[0] + ", …"
         view.add_row(
             table.name,
@@ -77,7 +75,7 @@ def _people(facts: Facts) -> Table:
     counts = [count for _, count in facts.per_unit]
     bars = sparkline(counts)
     range_ = f"{min(counts):,} to {max(counts):,}" if len(counts) > 1 else f"{counts[0]:,}"
-    grid.add_row(f"Impressions a {facts.unit}", Text(bars, style="blue") + Text(f"  {range_}"))
+    grid.add_row(f"Impressions a {facts.unit}", Text.assemble((bars, "blue"), f"  {range_}"))
     at = dict(zip(QUANTILES, facts.activity, strict=True))
     most = f"median {at[0.5]:,}, 90% have up to {at[0.9]:,}, the most {at[1.0]:,}"
     grid.add_row("Impressions a person", most)

@@ -7,7 +7,7 @@
 
 `row` numbers the impressions from 0 by time. Exact duplicates of rows are dropped, and those of impressions counted.
 Whatever other columns the tables have stay as they are, for features to name. Optional tables that are not there are
-not made. The database is a temporary file, so that the size of a log is bound by the disk and not by the memory.
+not made. The database of a large log is a temporary file: its size is bound by the disk and not by the memory.
 """
 
 from collections.abc import Iterator, Mapping
@@ -33,8 +33,8 @@ IMPRESSION = "impression"
 """The event type of having been shown, beside the engagement types."""
 
 MEGABYTE = 1_000_000
-SHOW_PROGRESS_FROM = 100 * MEGABYTE
-"""A log with files smaller than this together is opened in a moment."""
+LARGE = 20 * MEGABYTE
+"""A log with files smaller than this together is opened in a moment, and in memory."""
 
 
 @dataclass(frozen=True)
@@ -102,22 +102,28 @@ def open_with_sources(config: LogConfig, memory: str = "2GB") -> Iterator[tuple[
     """Open a log and keep the raw tables that it was made of, in the order of their files. See `open_log`."""
     if not config.path.is_dir():
         raise DataError(f"{config.path}: no such folder (log.path), allowed is a folder with the tables of a log")
-    with TemporaryDirectory(prefix="tml-") as folder, duckdb.connect(Path(folder) / "log.duckdb") as connection:
+    files = {name: tables.find_files(config.path, name, table) for name, table in table_configs(config).items()}
+    sizes = {name: sum(file.stat().st_size for file in found if file.is_file()) for name, found in files.items()}
+    with TemporaryDirectory(prefix="tml-") as folder, _connect(Path(folder), sum(sizes.values())) as connection:
         connection.execute(
             f"SET TimeZone='UTC'; SET memory_limit={literal(memory)}; SET temp_directory={literal(folder)}; "
             "SET preserve_insertion_order=true"
         )
         try:
-            opened = _load(connection, config)
+            opened = _load(connection, config, sizes)
         except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
             raise DataError(f"{config.path}: found no room to open the log in ({first_line(error)})") from None
         yield opened
 
 
-def _load(connection: duckdb.DuckDBPyConnection, config: LogConfig) -> tuple[Log, dict[str, Read]]:
+def _connect(folder: Path, size: int) -> duckdb.DuckDBPyConnection:
+    return duckdb.connect(folder / "log.duckdb" if size >= LARGE else ":memory:")
+
+
+def _load(
+    connection: duckdb.DuckDBPyConnection, config: LogConfig, sizes: Mapping[str, int]
+) -> tuple[Log, dict[str, Read]]:
     configs, faults = table_configs(config), Faults(config.on_error)
-    files = {name: tables.find_files(config.path, name, table) for name, table in configs.items()}
-    sizes = {name: sum(f.stat().st_size for f in found if f.is_file()) for name, found in files.items()}
     with _progress(sum(sizes.values())) as bar:
         sources = {}
         for name, table in configs.items():
@@ -163,7 +169,7 @@ def _refuse_missing_tables(config: LogConfig, sources: Mapping[str, Source]) -> 
 
 @contextmanager
 def _progress(size: int) -> Iterator[Bar]:
-    if size < SHOW_PROGRESS_FROM:
+    if size < LARGE:
         yield _Silent()
         return
     with progress("open log", total=size / MEGABYTE, unit="MB") as bar:
