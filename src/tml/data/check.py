@@ -30,7 +30,7 @@ class LogCheck:
         config: the config that was asked about.
         error: the sentence that opening the log with this config gives; empty where it can be opened.
         suggestion: a config that opens it, where the one asked about does not name its columns.
-        facts: what is in it; None where nothing opens it.
+        facts: what is in it.
         findings: what was found, the worst first.
         skipped: what cannot be used.
     """
@@ -38,7 +38,7 @@ class LogCheck:
     config: LogConfig
     error: str
     suggestion: LogConfig | None
-    facts: Facts | None
+    facts: Facts
     findings: tuple[Finding, ...]
     skipped: tuple[Skipped, ...]
 

@@ -36,8 +36,6 @@ class CheckView:
         if check.suggestion is not None:
             yield Text("The contract's columns have other names here. This config reads them:", style="yellow")
             yield Text(f"\n{suggestion_text(check.suggestion)}\n", style="cyan")
-        if facts is None:
-            return
         yield Text.assemble((str(check.config.path), "bold"), (f"  {span(facts.start, facts.end)}", "dim"))
         shown = f"{counted(facts.impressions, 'impression')} of {counted(facts.posts_shown, 'post')}"
         yield Text(f"{shown} to {facts.people:,} people\n")

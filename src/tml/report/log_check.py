@@ -49,34 +49,30 @@ def write_check(check: LogCheck, path: Path) -> None:
 def check_page(check: LogCheck) -> str:
     """The whole page."""
     facts = check.facts
-    parts = [_header(check), _suggestion(check)]
-    if facts is not None:
-        parts += [_findings(check), _time(facts), _engagements(facts), _people(facts), _outcomes(facts), _tables(facts)]
-    footer = f"<footer>Made by tml {escape(__version__)}.</footer>"
-    return document(f"{check.config.path.name}: check of the log", "".join(parts) + footer)
+    parts = [_header(check), _suggestion(check), _findings(check), _time(facts), _engagements(facts), _people(facts)]
+    parts += [_outcomes(facts), _tables(facts), f"<footer>Made by tml {escape(__version__)}.</footer>"]
+    return document(f"{check.config.path.name}: check of the log", "".join(parts))
 
 
 def _header(check: LogCheck) -> str:
     facts = check.facts
     usable = "A job can read this log as it is."
     lede = usable if check.is_usable else f"A job cannot read this log as it is: {check.error}."
-    body = ""
-    if facts is not None:
-        figures = (
-            ("Impressions", f"{facts.impressions:,}", duration((facts.end - facts.start).total_seconds())),
-            ("People", f"{facts.people:,}", f"{facts.impressions / facts.people:.1f} impressions each"),
-            ("Posts shown", f"{facts.posts_shown:,}", f"of {facts.posts:,} by {facts.authors:,} authors"),
-            ("Sessions", f"{facts.sessions:,}", f"{facts.impressions / facts.sessions:.1f} impressions each"),
-            ("Wrong or odd", f"{sum(one.level != 'fine' for one in check.findings)}", "things to look at"),
-        )
-        entries = "".join(
-            f"<div><dt>{label}</dt><dd>{value}<small>{note}</small></dd></div>" for label, value, note in figures
-        )
-        body = f'<p class="about">{span(facts.start, facts.end)}</p><dl class="facts">{entries}</dl>'
+    figures = (
+        ("Impressions", f"{facts.impressions:,}", duration((facts.end - facts.start).total_seconds())),
+        ("People", f"{facts.people:,}", f"{facts.impressions / facts.people:.1f} impressions each"),
+        ("Posts shown", f"{facts.posts_shown:,}", f"of {facts.posts:,} by {facts.authors:,} authors"),
+        ("Sessions", f"{facts.sessions:,}", f"{facts.impressions / facts.sessions:.1f} impressions each"),
+        ("Wrong or odd", f"{sum(one.level != 'fine' for one in check.findings)}", "things to look at"),
+    )
+    entries = "".join(
+        f"<div><dt>{label}</dt><dd>{value}<small>{note}</small></dd></div>" for label, value, note in figures
+    )
     color = "" if check.is_usable else ' style="color:var(--bad)"'
     return (
         f'<header><div class="eyebrow">Check of a log</div><h1>{escape(str(check.config.path))}</h1>'
-        f'<p class="lede"{color}>{escape(lede)}</p>{body}</header>'
+        f'<p class="lede"{color}>{escape(lede)}</p><p class="about">{span(facts.start, facts.end)}</p>'
+        f'<dl class="facts">{entries}</dl></header>'
     )
 
 

@@ -109,24 +109,25 @@ def load(
         raise DataError(f"{files[0]}: found too little memory to read the table {name} ({first_line(error)})") from None
     except duckdb.Error as error:
         whole, whole_error = list(files), error
-    parts = []
+    salvaged: dict[Path, str] = {}
     for file in files:
         try:
             connection.execute(f"CREATE OR REPLACE TABLE {quote(table)} AS {select([file])}")
         except duckdb.Error as error:
             whole.remove(file)
             left = salvage(file, first_line(error))
-            parts += [left] if left is not None else []
+            if left is not None:
+                salvaged[file] = left
     if len(whole) == len(files):
         raise DataError(
             f"{files[0].parent}: files of the table {name} that cannot be read together ({first_line(whole_error)}), "
             "allowed are files with the same columns"
         )
-    parts = [select(whole)] * bool(whole) + parts
+    parts = [select(whole)] * bool(whole) + [*salvaged.values()]
     if not parts:
         raise DataError(f"{files[0]}: no file of the table {name} can be read, allowed is one or more")
     connection.execute(f"CREATE OR REPLACE TABLE {quote(table)} AS {' UNION ALL BY NAME '.join(parts)}")
-    return tuple(file for file in files if file in whole or len(parts) > bool(whole))
+    return tuple(file for file in files if file in whole or file in salvaged)
 
 
 def rows_by_file(connection: duckdb.DuckDBPyConnection, table: str) -> dict[Path, int]:
