@@ -50,6 +50,9 @@ class ExampleParser:
     Args:
         features: what to read; other features of the records are passed over.
 
+    Attributes:
+        rows: which records of the last batch have a row; all of them, unless some were skipped.
+
     Example:
         >>> parser = ExampleParser([Feature("meta.user_id", "int64_list", 1)])
         >>> parser.parse([b"", b""])["meta.user_id"].tolist()
@@ -58,6 +61,7 @@ class ExampleParser:
 
     def __init__(self, features: Sequence[Feature]) -> None:
         self.columns = {feature.name.encode(): Column(feature) for feature in features}
+        self.rows: list[int] = []
         self._seen: dict[bytes, _Entry] = {}
         self._start = _Entry(b"no entry begins so", 0, 0, None, False, None)  # type: ignore[arg-type]
         self._start.next = self._start
@@ -81,6 +85,7 @@ class ExampleParser:
         """
         broken = self._fill(records, where)
         if not broken:
+            self.rows = list(range(len(records)))
             return {column.feature.name: column.result() for column in self.columns.values()}
         for row, what in sorted(broken.items()):
             message = f"{where(row)}: not a tf.Example ({what})"
@@ -88,7 +93,9 @@ class ExampleParser:
                 raise DataError(message)
             skipped.record(message)
         whole = [row for row in range(len(records)) if row not in broken]
-        return self.parse([records[row] for row in whole], lambda row: where(whole[row]))
+        arrays = self.parse([records[row] for row in whole], lambda row: where(whole[row]))
+        self.rows = whole
+        return arrays
 
     def _fill(self, records: Sequence[bytes], where: Where) -> dict[int, str]:
         """Fill the columns; the rows whose records are no tf.Examples, and why."""

@@ -4,7 +4,7 @@ Floats lie in the array as they lie in the record. Integers below 128 are a byte
 many bytes as values is first laid into an array of bytes; the other payloads wait and are decoded together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -49,6 +49,10 @@ class Ragged(NamedTuple):
 
     values: Array
     offsets: Array
+
+
+Arrays = Mapping[str, Array | Ragged]
+"""A batch by the names of the features."""
 
 
 class Column:

@@ -58,6 +58,9 @@ class Skipped:
         self.files += 1
         self.first = self.first or message
 
+    def __add__(self, other: "Skipped") -> "Skipped":
+        return Skipped(self.records + other.records, self.files + other.files, self.first or other.first)
+
 
 def masked_crc(data: bytes) -> int:
     """The checksum that the file holds of some bytes.
