@@ -1,5 +1,6 @@
 """The files of a published data set: from a glob, or from a folder for every day or hour."""
 
+import glob
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -26,15 +27,9 @@ def find_files(config: InputsConfig) -> tuple[Path, ...]:
         return _by_day(config.explicit_date_inputs)
     if config.explicit_datetime_inputs:
         return _by_hour(config.explicit_datetime_inputs)
-    return _matching(config.inputs or "")
-
-
-def _matching(pattern: str) -> tuple[Path, ...]:
-    root = Path(Path(pattern).anchor)
-    try:
-        found = tuple(sorted(path for path in root.glob(str(Path(pattern).relative_to(root))) if _is_data(path)))
-    except ValueError as error:
-        raise DataError(f"inputs: found {pattern!r}, allowed is a glob of TFRecord files ({error})") from None
+    pattern = config.inputs or ""
+    matching = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - pathlib's fails on some patterns
+    found = tuple(path for path in map(Path, matching) if _is_data(path))
     if not found:
         raise DataError(f"inputs: found no file for {pattern!r}, allowed is a glob of TFRecord files")
     return found
