@@ -329,3 +329,11 @@ def test_generated_files_have_the_published_shape_and_can_be_learned_from(tmp_pa
     assert all((tmp_path / "again" / name).read_bytes() == (tmp_path / "data" / name).read_bytes() for name in names)
     with pytest.raises(UserError, match="found 3, 2, 10, allowed are"):
         generate(tmp_path / "none", rows=10, files=2, days=3)
+
+
+def test_the_example_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    text = (Path(__file__).parents[2] / "docs/tfrecord.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("2_000", "500").replace("batch_size=500", "batch_size=250"), {})
+    assert capsys.readouterr().out.count("'continuous': (250, 2117)") == 2

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from reference.segdense_files import config, rows, write_files
+from tml.core import checkpoint
 from tml.core.errors import ConfigError, DataError
 from tml.data.prefetch import prefetch
 from tml.data.segdense import SegdenseReader, generate
@@ -64,7 +65,9 @@ def test_the_order_follows_seed_and_epoch(tree: Any) -> None:
     ],
 )
 @pytest.mark.parametrize(("rank", "world_size"), [(0, 1), (2, 3)])
-def test_a_restored_position_continues_exactly(tree: Any, more: Any, rank: int, world_size: int) -> None:
+def test_a_restored_position_continues_exactly(
+    tree: Any, tmp_path: Path, more: Any, rank: int, world_size: int
+) -> None:
     def reader(prefetch_batches: int) -> SegdenseReader:
         return SegdenseReader(config(tree, **more), ["like"], 4, 9, rank, world_size, prefetch_batches=prefetch_batches)
 
@@ -74,7 +77,7 @@ def test_a_restored_position_continues_exactly(tree: Any, more: Any, rank: int, 
         stream = iter(one)
         assert ids(islice(stream, position)) == whole[:position]
         other = reader(2)
-        other.load_state_dict(one.state_dict())
+        other.load_state_dict(checkpoint.load(checkpoint.save(tmp_path, one.state_dict(), position)))
         assert ids(islice(other, 30 - position)) == whole[position:]
         assert ids(islice(stream, 5)) == whole[position : position + 5]
 
@@ -89,6 +92,8 @@ def test_a_position_is_of_its_files_and_sizes(tree: Any) -> None:
     ):
         with pytest.raises(DataError, match="one of other files, seed, rank"):
             other.load_state_dict(state)
+    with pytest.raises(DataError, match="one of other files, seed, rank"):
+        other.load_state_dict({"position": 3})
 
 
 def test_a_batch_has_the_rows_content(tree: Any) -> None:
@@ -99,8 +104,9 @@ def test_a_batch_has_the_rows_content(tree: Any) -> None:
     assert [batch[name].dtype for name in ("continuous", "binary", "discrete")] == [*[torch.float32] * 2, torch.int64]
     np.testing.assert_array_equal(batch["like"], expected["like"][:, 0])
     assert batch["like"].dtype == torch.float32
-    np.testing.assert_array_equal(batch["words"], expected["words"].values)
-    np.testing.assert_array_equal(batch["words/offsets"], expected["words"].offsets)
+    for name in ("words", "weights"):
+        np.testing.assert_array_equal(batch[name], expected[name].values)
+        np.testing.assert_array_equal(batch[f"{name}/offsets"], expected[name].offsets)
     assert "text" not in batch
     bag = torch.nn.EmbeddingBag(100, 2, mode="sum", include_last_offset=True)
     assert bag(batch["words"], batch["words/offsets"]).shape == (16, 2)

@@ -144,6 +144,12 @@ def test_mutated_records_mean_what_the_library_says(batch: list[Any], changes: l
     both([bytes(record) for record in records])
 
 
+@settings(deadline=None)
+@given(st.lists(st.binary(max_size=60), max_size=3))
+def test_any_bytes_mean_what_the_library_says(records: list[bytes]) -> None:
+    both(records)
+
+
 FIXED = [
     Feature("binary", "int64_list", 4),
     Feature("continuous", "float_list", 3, keep=2),

@@ -21,6 +21,7 @@ FEATURES = (
     Feature("seen", "int64_list", 1),
     Feature("liked_at", "int64_list", 1),
     Feature("words", "int64_list", VARIABLE),
+    Feature("weights", "float_list", VARIABLE),
     Feature("text", "bytes_list", 1),
 )
 RENAMED = {name: f"stored.{name}" for name in ("continuous", "binary", "discrete")}
@@ -42,6 +43,7 @@ def rows(numbers: Any) -> dict[str, Any]:
         "seen": served + number % 4 * MINUTE,
         "liked_at": served + number % 6 * MINUTE,
         "words": Ragged(np.repeat(number[:, 0], number[:, 0] % 3), np.concatenate([[0], np.cumsum(number % 3)])),
+        "weights": Ragged(np.repeat(number[:, 0] / 4, number[:, 0] % 2), np.concatenate([[0], np.cumsum(number % 2)])),
         "text": np.array([[b"text"]] * len(number), object),
     }
 

@@ -145,7 +145,7 @@ class Column:
                     broken[row] = str(error)
             self._counts = np.array([len(self.late[row]) for row in rows], np.int64)
         elif self.kind == 2:
-            self._values = np.frombuffer(b"".join(payloads), "<f4")
+            self._values = np.frombuffer(bytearray().join(payloads), "<f4")
             self._counts = np.array([len(payload) // 4 for payload in payloads], np.int64)
         else:
             self._values, self._counts, open_ended = decode(payloads)

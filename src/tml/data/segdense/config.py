@@ -176,6 +176,9 @@ class ExtractFeatures(BaseConfig):
 class DownsampleNegatives(BaseConfig):
     """Batches with more positives: read `batch_multiplier` batches, keep all rows with a positive label, fill up.
 
+    The rest of the batch is a random sample of the negatives. Where the positives alone are more than a batch, they
+    are sampled, too.
+
     Attributes:
         batch_multiplier: how many times the rows of a batch are read for one batch.
         engagements_list: the labels of which one positive keeps the row.

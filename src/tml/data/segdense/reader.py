@@ -54,7 +54,7 @@ class SegdenseReader:
         batch_size: rows a batch, of this rank.
         seed: decides the order.
         rank, world_size: whose share of how many.
-        epochs: how often all is read; None has no end.
+        epochs: how often all is read; None has no end. A reader that has come to its end stays there.
         prefetch_batches: how many batches a thread makes in advance.
 
     Raises:
@@ -129,7 +129,7 @@ class SegdenseReader:
         Raises:
             DataError: the state is of a reader of other files, seed, ranks or batch sizes.
         """
-        if state["of"] != self._fingerprint():
+        if state.get("of") != self._fingerprint():
             raise DataError("the position in the data is one of other files, seed, rank, batch or buffer size")
         position = {**state["position"], "skipped": Skipped(**state["position"]["skipped"])}
         self._state = _State(
