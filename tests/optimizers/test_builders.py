@@ -1,6 +1,7 @@
 """The general builder: several algorithms and sparse tables under one state, equal to torch.optim's own."""
 
 import copy
+import pickle
 import re
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from tml.core.config import parse_config
 from tml.core.errors import ConfigError, DataError
 from tml.optimizers.builders import build
-from tml.optimizers.config import OptimizerConfig
+from tml.optimizers.config import AverageConfig, OptimizerConfig
 from tml.optimizers.grouped import GroupedOptimizer
 from tml.optimizers.rowwise_adagrad import RowwiseAdagrad
 from tml.optimizers.schedules import LearningRate
@@ -106,6 +107,64 @@ def test_state_of_another_model_is_refused_with_the_names() -> None:
     state["state"]["translations"]["exp_avg"] = torch.zeros(3)
     with pytest.raises(DataError, match=r"exp_avg of translations: found shape \(3,\), needed is \(2, 4\)"):
         optimizer.load_state_dict(state)
+
+
+def test_state_of_a_tied_weight_goes_into_a_model_of_another_order() -> None:
+    def tied(names: tuple[str, str]) -> nn.ModuleDict:
+        layer = nn.Linear(3, 3)
+        other = nn.Linear(3, 3, bias=False)
+        other.weight = layer.weight
+        made = {"first": layer, "second": other}
+        return nn.ModuleDict({name: made[name] for name in names})
+
+    model, reverse = tied(("first", "second")), tied(("second", "first"))
+    average = AverageConfig()
+    optimizer, _ = build(model, {"all": config("adam")}, {}, "all", average=average)
+    model["second"](model["first"](torch.ones(2, 3))).sum().backward()
+    optimizer.step()
+    other, _ = build(reverse, {"all": config("adam")}, {}, "all", average=average)
+    other.load_state_dict(optimizer.state_dict())
+    moments = [o.state[m["first"].weight]["exp_avg"] for o, m in ((optimizer, model), (other, reverse))]
+    assert torch.equal(*moments)
+
+
+@pytest.mark.parametrize(
+    ("of", "into", "message"),
+    [
+        ("sgd", "adam", r"of weight: found momentum_buffer, but Adam needs exp_avg, exp_avg_sq, step"),
+        ("adagrad", "adamw", r"of weight: found step, sum, but AdamW needs exp_avg, exp_avg_sq, step"),
+        ("adam", "muon", r"of weight: found exp_avg, exp_avg_sq, step, but Muon needs momentum_buffer"),
+        ("adagrad", "rowwise_adagrad", r"of weight: found step, sum, but RowwiseAdagrad needs sum"),
+    ],
+)
+def test_state_of_another_algorithm_is_refused(of: str, into: str, message: str) -> None:
+    model = nn.Linear(3, 3, bias=False)
+    settings = {"momentum": 0.9} if of == "sgd" else {}
+    optimizer, _ = build(model, {"all": config(of, **settings)}, {}, "all")
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    other, _ = build(model, {"all": config(into)}, {}, "all")
+    with pytest.raises(DataError, match=message):
+        other.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copy_goes_on_by_itself(clone: Any) -> None:
+    model, optimizer, scheduler = make()
+    run(model, optimizer, scheduler, range(4))
+    other, other_optimizer, other_scheduler = clone((model, optimizer, scheduler))
+    before = copy.deepcopy(model.state_dict())
+    run(other, other_optimizer, other_scheduler, range(4, 9))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    run(model, optimizer, scheduler, range(4, 9))
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, other.get_parameter(name)), name
+
+
+def test_groups_cannot_be_added_later() -> None:
+    _, optimizer, _ = make()
+    with pytest.raises(ConfigError, match="add_param_group: groups are those of the config"):
+        optimizer.add_param_group({"params": [("more", nn.Parameter(torch.zeros(1)))], "lr": 0.1})
 
 
 def test_a_loaded_state_is_a_copy() -> None:

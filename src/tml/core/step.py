@@ -32,7 +32,8 @@ def take_step(state: TrainState, batches: Sequence[Any], measure: bool, start: f
         The mean loss.
 
     Raises:
-        UserError: the loss or the gradient is not finite; parameters are then as before.
+        UserError: the loss is not finite, or the gradient where its norm is measured: with `measure` or a limit to it.
+            Parameters are then as before.
     """
     number = state.step + 1
     state.optimizer.zero_grad()
@@ -77,7 +78,7 @@ def _accumulate(state: TrainState, batches: Sequence[Any], number: int) -> tuple
 def _gradient_norms(optimizer: torch.optim.Optimizer, number: int) -> dict[str, float]:
     """The norm of the whole gradient, and of each group's where there are several."""
     measure = getattr(optimizer, "gradient_norms", None)
-    norms = measure() if measure else gradients.norms_by_group(optimizer.param_groups)
+    norms = measure(for_step=True) if measure else gradients.norms_by_group(optimizer.param_groups)
     norm = gradients.total(norms)
     if not math.isfinite(norm):
         raise UserError(f"the gradient at step {number} is {norm}: lower the learning rate or look for bad inputs")

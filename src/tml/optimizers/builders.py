@@ -81,7 +81,8 @@ def build(
         by_row = plan.sparse | {parameter for parameter in tables if is_in_backward(parameter)}
         dense = {name: parameter for name, parameter in parameters.items() if parameter not in by_row}
         kept = WeightAverage(dense | floating_buffers(walk(model)), average.decay)
-    optimizer = GroupedOptimizer(plan.optimizers(), clip_gradient_norm, kept)
+    others = {other: first for first, *more in aliases.values() for other in more}
+    optimizer = GroupedOptimizer(plan.optimizers(), clip_gradient_norm, kept, others)
     return optimizer, RateScheduler(optimizer)
 
 
