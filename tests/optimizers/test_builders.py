@@ -12,7 +12,7 @@ from torch import nn
 from tml.core.config import parse_config
 from tml.core.errors import ConfigError, DataError
 from tml.optimizers.builders import build
-from tml.optimizers.config import AverageConfig, OptimizerConfig
+from tml.optimizers.config import AverageConfig, GroupConfig, OptimizerConfig
 from tml.optimizers.grouped import GroupedOptimizer
 from tml.optimizers.rowwise_adagrad import RowwiseAdagrad
 from tml.optimizers.schedules import LearningRate
@@ -352,3 +352,10 @@ def test_a_state_of_other_schedules_is_taken_with_a_warning() -> None:
     with pytest.warns(UserWarning, match=r'translations: \{"constant":0.5\}, now \{"constant":0.02\}'):
         other.load_state_dict(state)
     assert other.state_dict()["step"] == 3
+    model = nn.Linear(2, 2)
+    decays = [{"polynomial": {"learning_rate": decay, "final_num_steps": 9}} for decay in (0.1, 0.2)]
+    before, after = (
+        build(model, {"all": config("adamw").but(GroupConfig(weight_decay=d))}, {}, "all")[1] for d in decays
+    )
+    with pytest.warns(UserWarning, match=r"weight decay of all: .*0\.1.*, now .*0\.2"):
+        after.load_state_dict(before.state_dict())
