@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 
 from tml.core import checkpoint
 from tml.core.errors import DataError, UserError
+from tml.core.step import _to_device
 from tml.core.training import TrainingConfig, TrainResult, TrainState, resume, train
 
 
@@ -454,3 +455,29 @@ def test_evaluation_sees_averaged_weights_and_an_interruption_in_it_loses_nothin
     assert checkpoint.step_of(newest) == 4
     saved = checkpoint.load(newest)["model"]
     assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
+
+
+class Jagged:
+    """What is made of tensors and moves by itself, as TorchRec's batches are."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Jagged":
+        return Jagged(self.values.to(device, non_blocking=non_blocking))
+
+
+class Named(NamedTuple):
+    dense: torch.Tensor
+    jagged: Jagged
+    name: str
+
+
+def test_every_kind_of_batch_is_moved_to_the_device() -> None:
+    tensor = torch.zeros(2)
+    moved = _to_device({"a": [tensor, (tensor, 3)], "b": Named(tensor, Jagged(tensor), "c")}, torch.device("meta"))
+    (first, (second, three)), named = moved["a"], moved["b"]
+    assert three == 3
+    assert isinstance(named, Named)
+    assert named.name == "c"
+    assert all(value.device.type == "meta" for value in (first, second, named.dense, named.jagged.values))

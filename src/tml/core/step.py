@@ -98,12 +98,13 @@ def _loss_of(result: Any, model: nn.Module) -> tuple[torch.Tensor, dict[str, tor
 
 
 def _to_device(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, torch.Tensor):
+    if hasattr(batch, "to"):  # a tensor, or what is made of tensors, such as TorchRec's KeyedJaggedTensor
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
         return {key: _to_device(value, device) for key, value in batch.items()}
-    if type(batch) in (list, tuple):
-        return type(batch)(_to_device(value, device) for value in batch)
+    if isinstance(batch, list | tuple):
+        moved = [_to_device(value, device) for value in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
     return batch
 
 
