@@ -186,8 +186,11 @@ def test_a_long_label_counts_its_groups_and_a_long_name_stays_whole() -> None:
         plan(1e-9, 1, 0),
         plan(*[{"exponential": {"learning_rate": 10**-n, "decay_rate": 0.5, "decay_steps": 1}} for n in range(30)]),
         plan({"polynomial": {"learning_rate": 1, "final_num_steps": 10**9}}, steps=10**10),
+        plan(0.1, steps=10**20),
+        plan(1e-300, 1e300),
+        plan(5e-324, 1),
     ],
-    ids=["zero", "one step", "ten decades", "thirty groups", "long"],
+    ids=["zero", "one step", "ten decades", "thirty groups", "long", "very long", "far apart", "smallest"],
 )
 def test_anything_can_be_drawn(shown: Plan) -> None:
     assert printed(shown, 80)

@@ -32,6 +32,8 @@ WIDE = 120
 """Characters of a line that has room for what each schedule is in words."""
 LOG_FROM = 10
 """Peaks that differ by more than this factor are drawn on a logarithmic scale."""
+LOWEST = 1e-300
+"""Where a logarithmic scale begins at the lowest."""
 LEAST_STEPS, ASSUMED_STEPS = 100, 1_000
 MARGIN = 1.25
 """How much further than the last change of any schedule is looked, where no number of steps is given."""
@@ -61,7 +63,8 @@ class Scale:
         if rate <= self.low or self.high <= self.low:
             return 0.0
         if self.log:
-            return math.log(rate / self.low) / math.log(self.high / self.low)
+            # Logarithms apart, since a quotient of rates may be beyond the largest number.
+            return (math.log(rate) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
         return (rate - self.low) / (self.high - self.low)
 
 
@@ -110,7 +113,8 @@ class Plan:
         if not peaks or max(peaks) <= LOG_FROM * min(peaks):
             return Scale(0.0, max(peaks, default=0.0), log=False)
         # Ten times below the lowest peak, rounded down to a power of ten, so that its ramp is seen too.
-        return Scale(10.0 ** (math.floor(math.log10(min(peaks))) - 1), max(peaks), log=True)
+        low = 10.0 ** (math.floor(math.log10(min(peaks))) - 1)
+        return Scale(max(low, LOWEST), max(peaks), log=True)
 
     def names(self, line: Line) -> str:
         """The groups of a line in plain words."""
