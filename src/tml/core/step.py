@@ -42,7 +42,7 @@ def take_step(state: TrainState, batches: Sequence[Any], measure: bool, start: f
     state.rates = {f"learning_rate/{name}": float(group["lr"]) for name, group in groups}
     state.rates |= {f"weight_decay/{n}": float(g["weight_decay"]) for n, g in groups if "weight_decay_schedule" in g}
     if measure or getattr(state.optimizer, "clips", False):
-        state.rates |= _gradient_norms(state.optimizer, number)
+        state.rates |= _gradient_norms(state.optimizer, number, for_step=True)
     state.optimizer.step()
     if state.scheduler:
         state.scheduler.step()
@@ -75,10 +75,21 @@ def _accumulate(state: TrainState, batches: Sequence[Any], number: int) -> tuple
     return means, counts
 
 
-def _gradient_norms(optimizer: torch.optim.Optimizer, number: int) -> dict[str, float]:
+def measure_last(state: TrainState) -> None:
+    """Measure the gradient of the last step, which is still there, where the step itself did not.
+
+    Raises:
+        UserError: the gradient is not finite.
+    """
+    parameters = (parameter for group in state.optimizer.param_groups for parameter in group["params"])
+    if "gradient_norm" not in state.rates and any(parameter.grad is not None for parameter in parameters):
+        state.rates |= _gradient_norms(state.optimizer, state.step, for_step=False)
+
+
+def _gradient_norms(optimizer: torch.optim.Optimizer, number: int, for_step: bool) -> dict[str, float]:
     """The norm of the whole gradient, and of each group's where there are several."""
     measure = getattr(optimizer, "gradient_norms", None)
-    norms = measure(for_step=True) if measure else gradients.norms_by_group(optimizer.param_groups)
+    norms = measure(for_step=for_step) if measure else gradients.norms_by_group(optimizer.param_groups)
     norm = gradients.total(norms)
     if not math.isfinite(norm):
         raise UserError(f"the gradient at step {number} is {norm}: lower the learning rate or look for bad inputs")

@@ -387,6 +387,14 @@ def test_train_takes_batches_steps_and_callbacks() -> None:
         build_optimizer(Ranker()).train()
 
 
+def test_norms_of_the_last_gradient_are_measured_however_training_ends() -> None:
+    by_steps = build_optimizer(Ranker(), config()).train([batch(0), batch(1)], steps=2)
+    by_batches = build_optimizer(Ranker(), config()).train([batch(0), batch(1)])
+    norms = {key: value for key, value in by_steps.metrics.items() if key.startswith("gradient_norm")}
+    assert norms.keys() == {"gradient_norm", "gradient_norm/backbone", *(f"gradient_norm/{task}" for task in TASKS)}
+    assert norms.items() <= by_batches.metrics.items()
+
+
 @pytest.mark.parametrize("number", [0, -1, 2.5, True, "3"])
 def test_train_refuses_what_is_no_number_of_steps(number: Any) -> None:
     built = build_optimizer(Ranker(), config())
