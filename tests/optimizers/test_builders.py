@@ -234,6 +234,28 @@ def test_the_table_shows_every_group() -> None:
     ]
 
 
+def test_the_table_keeps_long_names_apart_in_a_narrow_terminal() -> None:
+    from rich.console import Console
+
+    names = [f"recap/engagement/is_profile_clicked_and_number_[{number}]" for number in range(60)]
+    model = nn.ModuleDict({name: nn.Linear(1, 1) for name in names})
+    rates = {
+        name: {"linear_ramp_to_constant": {"learning_rate": 0.1, "num_ramp_steps": steps}}
+        for steps, name in enumerate(names, start=1)
+    }
+    optimizer, _ = build(model, {n: OptimizerConfig(adam={}, learning_rate=rate) for n, rate in rates.items()})
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(optimizer.table())
+    lines = capture.get().splitlines()
+    column = "".join(line[2:24].strip() for line in lines if not re.match(r"[A-Z]+: ", line))
+    assert all(name in column for name in names)
+    letters = [line.partition(":")[0] for line in lines if re.match(r"[A-Z]+: ramp", line)]
+    assert letters[:2] == ["A", "B"]
+    assert letters[25:28] == ["Z", "AA", "AB"]
+    assert letters[51:54] == ["AZ", "BA", "BB"]
+
+
 class Dense(nn.Module):
     def __init__(self) -> None:
         super().__init__()
