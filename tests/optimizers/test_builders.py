@@ -215,6 +215,15 @@ def test_refusals() -> None:
         build(model.requires_grad_(False), CONFIGS)
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_a_lazy_module_is_refused_until_it_has_seen_a_batch() -> None:
+    model = nn.Sequential(nn.LazyLinear(2))
+    with pytest.raises(ConfigError, match=r"the parameters 0\.weight, 0\.bias have no shape yet: run a batch"):
+        build(model, {"all": config("adamw")}, {}, "all")
+    model(torch.zeros(1, 3))
+    build(model, {"all": config("adamw")}, {}, "all")
+
+
 def test_the_table_shows_every_group() -> None:
     from rich.console import Console
 
