@@ -481,3 +481,31 @@ def test_every_kind_of_batch_is_moved_to_the_device() -> None:
     assert isinstance(named, Named)
     assert named.name == "c"
     assert all(value.device.type == "meta" for value in (first, second, named.dense, named.jagged.values))
+
+
+class Scalar(nn.Module):
+    def __init__(self, outputs: Any, trained: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.outputs, self.trained = outputs, trained
+
+    def forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        return (self.weight if self.trained else self.weight.detach()) * batch.sum(), self.outputs
+
+
+@pytest.mark.parametrize("outputs", [None, {"losses": None}, {"losses": {"like": 0.5, "reply": torch.tensor([2])}}])
+def test_losses_of_tasks_are_numbers_or_tensors_or_none(outputs: Any) -> None:
+    model = Scalar(outputs)
+    state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.0), None, [torch.ones(3)])
+    metrics = train(state, TrainingConfig(num_steps=1)).metrics
+    expected = {"like": 0.5, "reply": 2.0} if outputs and outputs["losses"] else {}
+    assert {key: value for key, value in metrics.items() if key.startswith("train/loss/")} == {
+        f"train/loss/{task}": value for task, value in expected.items()
+    }
+
+
+def test_a_loss_without_a_gradient_is_refused() -> None:
+    model = Scalar(None, trained=False)
+    state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.0), None, [torch.ones(3)])
+    with pytest.raises(UserError, match=r"^Scalar\.forward must return a loss with a gradient, found"):
+        train(state, TrainingConfig(num_steps=1))

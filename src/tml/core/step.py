@@ -103,9 +103,12 @@ def _loss_of(result: Any, model: nn.Module) -> tuple[torch.Tensor, dict[str, tor
         found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
         name = type(unwrap(model)).__name__
         raise UserError(f"{name}.forward must return a scalar loss or (loss, outputs), found {found}")
-    losses = outputs.get("losses", {}) if isinstance(outputs, Mapping) else {}
+    if not loss.requires_grad:
+        name = type(unwrap(model)).__name__
+        raise UserError(f"{name}.forward must return a loss with a gradient, found one that no trained parameter is in")
+    losses = (outputs.get("losses") or {}) if isinstance(outputs, Mapping) else {}
     loss = loss.reshape(())
-    return loss, {name: value.detach().reshape(()).to(loss.dtype) for name, value in losses.items()}
+    return loss, {name: torch.as_tensor(value).detach().reshape(()).to(loss) for name, value in losses.items()}
 
 
 def _to_device(batch: Any, device: torch.device) -> Any:

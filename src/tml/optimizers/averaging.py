@@ -106,4 +106,4 @@ def floating_buffers(modules: Iterator[tuple[str, nn.Module]]) -> dict[str, Tens
 
 
 def _accurate(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
+    return tensor.dtype if tensor.dtype.itemsize >= 4 else torch.float32
