@@ -27,7 +27,7 @@ from tml.core.curves import Curves
 from tml.core.errors import ConfigError, DataError
 from tml.core.interrupts import uninterrupted
 from tml.core.progress import progress
-from tml.core.step import take_step
+from tml.core.step import measure_last, take_step
 from tml.core.train_state import TrainState as TrainState
 
 
@@ -111,6 +111,7 @@ def train(
                 taken = list(itertools.islice(batches, config.accumulate_batches))
                 if not taken:
                     _require_complete(state, config)
+                    measure_last(state)  # only now is it known to have been the last
                     pauses.take(last=True)
                     break
                 number = state.step + 1

@@ -5,6 +5,9 @@
 The growing d (as in TensorFlow's ExponentialMovingAverage) lets the average leave the first weights quickly. Floating
 buffers, such as batch norm's statistics, are averaged like weights. Tables with sparse gradients are not: an average
 would touch every row in every step, where the update touches a few.
+
+Averages are kept in float32 at least: in bfloat16 a thousandth of a difference is rounded away, and they would stand
+still.
 """
 
 from collections.abc import Iterator, Mapping
@@ -36,32 +39,30 @@ class WeightAverage:
     def update(self) -> None:
         """Count the present weights in."""
         if not self.averages:
-            self.averages = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+            self.averages = {n: t.detach().to(_accurate(t), copy=True) for n, t in self.tensors.items()}
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.averages.values()), [t.detach() for t in self.tensors.values()], 1 - decay)
+        weights = [tensor.detach().to(_accurate(tensor)) for tensor in self.tensors.values()]
+        torch._foreach_lerp_(list(self.averages.values()), weights, 1 - decay)
         self.updates += 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The model has the averaged weights inside the block, and its own again after it."""
-        exchanged = False
+        own: dict[str, Tensor] = {}
         try:
             with uninterrupted():
-                self._exchange()
-                exchanged = True
+                own = {name: self.tensors[name].detach().clone() for name in self.averages}
+                self._copy_in(self.averages)
             yield
         finally:
-            if exchanged:
-                with uninterrupted():
-                    self._exchange()
+            with uninterrupted():
+                self._copy_in(own)
 
     @torch.no_grad()
-    def _exchange(self) -> None:
+    def _copy_in(self, values: Mapping[str, Tensor]) -> None:
         # By copies: whoever holds the tensors, DDP or a compiled graph, keeps them.
-        for name, average in self.averages.items():
-            own = self.tensors[name].detach().clone()
-            self.tensors[name].copy_(average)
-            average.copy_(own)
+        for name, value in values.items():
+            self.tensors[name].copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
         """`{"updates": number of updates, "averages": {name: average}}`, without averages before the first update."""
@@ -84,14 +85,25 @@ class WeightAverage:
                 raise DataError(f"the averaged weights are of another model: {'; '.join(found)}")
         self.updates = state["updates"]
         of = self.tensors if saved else {}
-        self.averages = {name: saved[name].to(own.device, own.dtype, copy=True) for name, own in of.items()}
+        self.averages = {name: saved[name].to(own.device, _accurate(own), copy=True) for name, own in of.items()}
 
 
 def floating_buffers(modules: Iterator[tuple[str, nn.Module]]) -> dict[str, Tensor]:
-    """The floating buffers that a model saves, by name; `modules` are all of its modules by path."""
-    return {
+    """The floating buffers that a model saves, by name; `modules` are all of its modules by path.
+
+    One that modules share stands there once, under the first of its names in the alphabet.
+    """
+    named = {
         f"{path}.{name}" if path else name: buffer
         for path, module in modules
         for name, buffer in module._buffers.items()
         if buffer is not None and buffer.is_floating_point() and name not in module._non_persistent_buffers_set
     }
+    first: dict[Tensor, str] = {}
+    for name in sorted(named):
+        first.setdefault(named[name], name)
+    return {name: buffer for buffer, name in first.items()}
+
+
+def _accurate(tensor: Tensor) -> torch.dtype:
+    return tensor.dtype if tensor.dtype.itemsize >= 4 else torch.float32

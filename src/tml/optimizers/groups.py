@@ -25,7 +25,7 @@ def assign_groups(
 
     Args:
         names: for each parameter all its names; the first one stands for it.
-        modules: group by module path; a parameter's own name is a path too.
+        modules: group by module path; a parameter's own name is a path too, and the model's is empty.
         rest: the group of the parameters that are in none of these modules.
 
     Returns:
@@ -57,7 +57,7 @@ def assign_groups(
 def _innermost(name: str, modules: Mapping[str, str]) -> str | None:
     path = name
     while path not in modules:
-        if "." not in path:
+        if not path:
             return None
         path = path.rpartition(".")[0]
     return modules[path]

@@ -24,7 +24,7 @@ class RateScheduler(LRScheduler):
                 group["weight_decay"] = group["weight_decay_schedule"].at(self.last_epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """`step`, the number of finished steps, and `schedules` by group, as JSON."""
+        """`step`, the number of finished steps, and `schedules` of rates and weight decays by group, as JSON."""
         return {"step": self.last_epoch, "schedules": self._schedules()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -35,10 +35,15 @@ class RateScheduler(LRScheduler):
         saved, own = state_dict.get("schedules", {}), self._schedules()
         changed = [f"{name}: {saved[name]}, now {own[name]}" for name in own if saved.get(name, own[name]) != own[name]]
         if changed:
-            warnings.warn(f"the learning rates are not those of the state; {'; '.join(changed)}", stacklevel=2)
+            warnings.warn(f"the schedules are not those of the state; {'; '.join(changed)}", stacklevel=2)
         self.last_epoch = state_dict["step"] - 1
         self._step_count = state_dict["step"] + 1
         self._update_lr()
 
     def _schedules(self) -> dict[str, str]:
-        return {g["name"]: g["schedule"].model_dump_json(exclude_defaults=True) for g in self.optimizer.param_groups}
+        schedules: dict[str, Any] = {}
+        for group in self.optimizer.param_groups:
+            schedules[group["name"]] = group["schedule"]
+            if "weight_decay_schedule" in group:
+                schedules[f"weight decay of {group['name']}"] = group["weight_decay_schedule"]
+        return {name: schedule.model_dump_json(exclude_defaults=True) for name, schedule in schedules.items()}

@@ -387,6 +387,28 @@ def test_train_takes_batches_steps_and_callbacks() -> None:
         build_optimizer(Ranker()).train()
 
 
+def test_norms_of_the_last_gradient_are_measured_however_training_ends() -> None:
+    by_steps = build_optimizer(Ranker(), config()).train([batch(0), batch(1)], steps=2)
+    by_batches = build_optimizer(Ranker(), config()).train([batch(0), batch(1)])
+    norms = {key: value for key, value in by_steps.metrics.items() if key.startswith("gradient_norm")}
+    assert norms.keys() == {"gradient_norm", "gradient_norm/backbone", *(f"gradient_norm/{task}" for task in TASKS)}
+    assert norms.items() <= by_batches.metrics.items()
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.5, True, "3"])
+def test_train_refuses_what_is_no_number_of_steps(number: Any) -> None:
+    built = build_optimizer(Ranker(), config())
+    for name in ("steps", "accumulate_batches"):
+        with pytest.raises(ConfigError, match=f"^{name}: found {number!r}, allowed is a whole number of at least 1$"):
+            built.train([batch(0)], **{name: number})
+
+
+def test_a_model_that_is_a_table_has_the_embeddings_rate() -> None:
+    embeddings = OptimizerConfig.model_validate({"rowwise_adagrad": {}, "learning_rate": 0.5})
+    optimizer, _ = build_optimizer(nn.Embedding(3, 2), emb_optimizer_config=embeddings)
+    assert [(group["name"], group["lr"]) for group in optimizer.param_groups] == [("embeddings", 0.5)]
+
+
 def test_wrapped_models() -> None:
     compiled: Any = torch.compile(Ranker(), backend="eager")
     optimizer, _ = build_optimizer(compiled, config())

@@ -73,9 +73,13 @@ class BuiltOptimizer(_Pair):
             Steps, seconds and the latest metrics, such as `train/loss`.
 
         Raises:
-            ConfigError: there are no batches: none given, and the model does not offer any.
+            ConfigError: there are no batches: none given, and the model does not offer any; or a number of steps or of
+                batches a step that is not at least 1.
             UserError: the loss is not finite.
         """
+        for name, number in {"steps": steps, "accumulate_batches": accumulate_batches}.items():
+            if number is not None and (type(number) is not int or number < 1):
+                raise ConfigError(f"{name}: found {number!r}, allowed is a whole number of at least 1")
         if batches is not None:
             source: Callable[[], Iterable[Any]] = functools.partial(iter, batches)
         else:
