@@ -509,3 +509,14 @@ def test_a_loss_without_a_gradient_is_refused() -> None:
     state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.0), None, [torch.ones(3)])
     with pytest.raises(UserError, match=r"^Scalar\.forward must return a loss with a gradient, found"):
         train(state, TrainingConfig(num_steps=1))
+
+
+def test_only_the_first_of_several_ranks_tells_and_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tml.core.training.is_first_rank", lambda: False)
+    result = train(make(), TrainingConfig(num_steps=3), tmp_path)
+    assert result.step == 3
+    assert "train/loss" in result.metrics
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")

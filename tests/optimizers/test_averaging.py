@@ -145,3 +145,20 @@ def test_a_state_without_or_of_another_model_is_refused() -> None:
     without, _ = build(model, {"all": config}, {}, "all")
     with pytest.raises(DataError, match="left over the averaged weights"):
         without.load_state_dict(state)
+
+
+def test_a_buffer_that_is_replaced_is_averaged_on() -> None:
+    model, optimizer = make()
+    norm = model.layers[1]
+    (first, *rest) = [norm.running_mean.clone()]
+    for seed in range(4):
+        run(model, optimizer, range(seed, seed + 1))
+        norm.running_mean = torch.full((4,), float(seed))  # another tensor, as `.to` makes
+        rest.append(norm.running_mean)
+    run(model, optimizer, range(4, 5))
+    assert norm.running_mean is not first
+    assert optimizer.average is not None
+    average = optimizer.average.averages["layers.1.running_mean"]
+    with optimizer.averaged():
+        torch.testing.assert_close(norm.running_mean, average)
+    assert average.abs().sum() > 1

@@ -84,7 +84,7 @@ def build(
     if average is not None:
         by_row = plan.sparse | {parameter for parameter in tables if is_in_backward(parameter)}
         dense = {name: parameter for name, parameter in parameters.items() if parameter not in by_row}
-        kept = WeightAverage(dense | floating_buffers(walk(model)), average.decay)
+        kept = WeightAverage(dense, floating_buffers(walk(model)), average.decay)
     others = {other: first for first, *more in aliases.values() for other in more}
     optimizer = GroupedOptimizer(plan.optimizers(), clip_gradient_norm, kept, others)
     return optimizer, RateScheduler(optimizer)
@@ -164,7 +164,7 @@ class _Plan:
             raise ConfigError(
                 f"rowwise_adagrad of {group}: found {name} of shape {tuple(parameter.shape)}; allowed are tables"
             )
-        return _Kernel(algorithm, sparse, not sparse and _has_fused(algorithm, parameter))
+        return _Kernel(algorithm, sparse, not sparse and _is_fused(algorithm, parameter))
 
 
 def _decays(config: OptimizerConfig) -> bool:
@@ -180,8 +180,8 @@ def _require_present(model: nn.Module, modules: Mapping[str, str]) -> None:
         raise ConfigError(f"learning rates for {', '.join(absent)}, which the model lacks")
 
 
-def _has_fused(algorithm: Algorithm, parameter: nn.Parameter) -> bool:
-    if isinstance(algorithm, MuonConfig | RowwiseAdagradConfig):
+def _is_fused(algorithm: Algorithm, parameter: nn.Parameter) -> bool:
+    if isinstance(algorithm, MuonConfig | RowwiseAdagradConfig) or not algorithm.fused:
         return False
     devices = ("cpu", "cuda") if isinstance(algorithm, AdagradConfig) else ("cpu", "cuda", "mps")
     return parameter.device.type in devices and parameter.is_floating_point()

@@ -3,7 +3,8 @@
 Groups that share an algorithm share one `torch.optim` optimizer and its fused kernel; in most models that is a single
 Adam. The state is kept by parameter name, so it loads into a model whose modules were made in another order.
 
-On the CPU torch's fused Adam rounds otherwise than its plain one (by the last bit); ours is the fused one.
+On the CPU torch's fused Adam rounds otherwise than its plain one (by the last bit); ours is the fused one, unless the
+config says `fused: false`.
 """
 
 import math
@@ -152,9 +153,11 @@ class GroupedOptimizer(torch.optim.Optimizer):
         """Take over a state by parameter names; learning rates and settings stay those of the config.
 
         Raises:
-            DataError: names are missing or left over, or a state is of another algorithm or has another shape than its
-                parameter.
+            DataError: it is no state, names are missing or left over, or a state is of another algorithm or has another
+                shape than its parameter.
         """
+        if not isinstance(state_dict.get("state"), Mapping):
+            raise DataError(f"not a state of the optimizer: found {listed(state_dict) or 'nothing'}, needed is `state`")
         saved, average = self._by_own_names(state_dict["state"]), state_dict.get("average")
         own = {name for name, _, _, _ in self._named()}
         sides = {"missing": own - saved.keys(), "left over": saved.keys() - own}

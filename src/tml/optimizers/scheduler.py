@@ -6,6 +6,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from tml.core.errors import DataError
+
 
 class RateScheduler(LRScheduler):
     """Sets every group's rate to its `schedule` at the number of finished steps; call `step` after the optimizer's.
@@ -31,7 +33,14 @@ class RateScheduler(LRScheduler):
         """Go to the step of a state, and set the rates of the next step.
 
         Schedules are the config's. Where the state was made with others, a warning names the groups.
+
+        Raises:
+            DataError: it is no state of a scheduler.
         """
+        if not isinstance(state_dict.get("step"), int):
+            raise DataError(
+                f"not a state of the scheduler: found {', '.join(state_dict) or 'nothing'}, needed is `step`"
+            )
         saved, own = state_dict.get("schedules", {}), self._schedules()
         changed = [f"{name}: {saved[name]}, now {own[name]}" for name in own if saved.get(name, own[name]) != own[name]]
         if changed:

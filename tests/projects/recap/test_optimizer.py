@@ -96,6 +96,17 @@ def test_a_single_constant_rate_is_torchs_adam() -> None:
         torch.testing.assert_close(parameter, plain_parameter, rtol=1e-5, atol=1e-6)
 
 
+def test_without_the_fused_kernel_it_is_torchs_default_adam_bit_for_bit() -> None:
+    model = Ranker([FAVORITED])
+    other = copy.deepcopy(model)
+    single = RecapOptimizerConfig(adam={"epsilon": 1e-8, "fused": False}, single_task_learning_rate=0.01)
+    optimizer, scheduler = build_optimizer(model, single)
+    assert not any(group["fused"] for group in optimizer.param_groups)
+    advance(model, optimizer, [scheduler], range(50))
+    advance(other, torch.optim.Adam(other.parameters(), lr=0.01), [], range(50))
+    assert_equal(model, other)
+
+
 def test_one_tower_at_the_backbones_rate_is_torchs_adam() -> None:
     model = Ranker([FAVORITED])
     other = copy.deepcopy(model)
@@ -323,6 +334,30 @@ def test_loaded_in_a_fresh_process_is_uninterrupted(tmp_path: Path) -> None:
     for name, value in state["average"]["averages"].items():
         assert torch.equal(value, resumed[1]["average"]["averages"][name]), name
     assert scheduler.state_dict() == resumed[2]
+
+
+def test_configs_may_be_plain_mappings() -> None:
+    optimizer, _ = build_optimizer(Ranker(table=True), TREE, {"adagrad": {}, "learning_rate": 0.1})
+    assert [group["name"] for group in optimizer.param_groups] == ["backbone", *TASKS, "embeddings"]
+    with pytest.raises(ConfigError, match=r"optimizer_config: .*beta_3"):
+        build_optimizer(Ranker(), {**TREE, "adam": {"beta_3": 1}})
+    with pytest.raises(ConfigError, match=r"emb_optimizer_config: .*exactly one of adam, adamw"):
+        build_optimizer(Ranker(table=True), TREE, {"learning_rate": 0.1})
+
+
+def test_a_list_of_towers_is_refused() -> None:
+    model = Ranker()
+    model.towers = nn.ModuleList(model.towers.values())  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match="towers: found a ModuleList, allowed is a ModuleDict"):
+        build_optimizer(model)
+
+
+def test_what_is_no_state_is_refused() -> None:
+    optimizer, scheduler = build_optimizer(Ranker(), config())
+    with pytest.raises(DataError, match="not a state of the optimizer: found nothing, needed is `state`"):
+        optimizer.load_state_dict({})
+    with pytest.raises(DataError, match="not a state of the scheduler: found state, average, needed is `step`"):
+        scheduler.load_state_dict(optimizer.state_dict())
 
 
 def test_no_backbone_needs_no_rate() -> None:
