@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 
 from tml.core import checkpoint
 from tml.core.errors import DataError, UserError
+from tml.core.step import _to_device
 from tml.core.training import TrainingConfig, TrainResult, TrainState, resume, train
 
 
@@ -454,3 +455,68 @@ def test_evaluation_sees_averaged_weights_and_an_interruption_in_it_loses_nothin
     assert checkpoint.step_of(newest) == 4
     saved = checkpoint.load(newest)["model"]
     assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
+
+
+class Jagged:
+    """What is made of tensors and moves by itself, as TorchRec's batches are."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Jagged":
+        return Jagged(self.values.to(device, non_blocking=non_blocking))
+
+
+class Named(NamedTuple):
+    dense: torch.Tensor
+    jagged: Jagged
+    name: str
+
+
+def test_every_kind_of_batch_is_moved_to_the_device() -> None:
+    tensor = torch.zeros(2)
+    moved = _to_device({"a": [tensor, (tensor, 3)], "b": Named(tensor, Jagged(tensor), "c")}, torch.device("meta"))
+    (first, (second, three)), named = moved["a"], moved["b"]
+    assert three == 3
+    assert isinstance(named, Named)
+    assert named.name == "c"
+    assert all(value.device.type == "meta" for value in (first, second, named.dense, named.jagged.values))
+
+
+class Scalar(nn.Module):
+    def __init__(self, outputs: Any, trained: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.outputs, self.trained = outputs, trained
+
+    def forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        return (self.weight if self.trained else self.weight.detach()) * batch.sum(), self.outputs
+
+
+@pytest.mark.parametrize("outputs", [None, {"losses": None}, {"losses": {"like": 0.5, "reply": torch.tensor([2])}}])
+def test_losses_of_tasks_are_numbers_or_tensors_or_none(outputs: Any) -> None:
+    model = Scalar(outputs)
+    state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.0), None, [torch.ones(3)])
+    metrics = train(state, TrainingConfig(num_steps=1)).metrics
+    expected = {"like": 0.5, "reply": 2.0} if outputs and outputs["losses"] else {}
+    assert {key: value for key, value in metrics.items() if key.startswith("train/loss/")} == {
+        f"train/loss/{task}": value for task, value in expected.items()
+    }
+
+
+def test_a_loss_without_a_gradient_is_refused() -> None:
+    model = Scalar(None, trained=False)
+    state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.0), None, [torch.ones(3)])
+    with pytest.raises(UserError, match=r"^Scalar\.forward must return a loss with a gradient, found"):
+        train(state, TrainingConfig(num_steps=1))
+
+
+def test_only_the_first_of_several_ranks_tells_and_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tml.core.training.is_first_rank", lambda: False)
+    result = train(make(), TrainingConfig(num_steps=3), tmp_path)
+    assert result.step == 3
+    assert "train/loss" in result.metrics
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")

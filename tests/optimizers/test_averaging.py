@@ -71,6 +71,52 @@ def test_before_the_first_step_the_average_is_the_model() -> None:
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_a_shared_batch_norm_is_averaged_once() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3))
+    model.append(model[0])
+    config = OptimizerConfig.model_validate({"sgd": {}, "learning_rate": 0.1})
+    optimizer, _ = build(model, {"all": config}, {}, "all", average=AverageConfig(decay=0.8))
+    for seed in range(5):
+        model(torch.randn(6, 3, generator=torch.Generator().manual_seed(seed))).square().mean().backward()
+        optimizer.step()
+    before = copy.deepcopy(model.state_dict())
+    with optimizer.averaged():
+        assert not torch.equal(model[0].running_mean, before["0.running_mean"])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_one_inside_another_changes_nothing() -> None:
+    model, optimizer = make()
+    (*_, last) = run(model, optimizer, range(5))
+    with optimizer.averaged():
+        averages = copy.deepcopy(model.state_dict())
+        with optimizer.averaged():
+            assert all(torch.equal(value, averages[name]) for name, value in model.state_dict().items())
+        assert all(torch.equal(value, averages[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, last[name]) for name, value in model.state_dict().items())
+
+
+def test_the_average_of_half_precision_weights_moves() -> None:
+    model = nn.Linear(1, 1, bias=False).bfloat16()
+    config = OptimizerConfig.model_validate({"sgd": {}, "learning_rate": 0.0})
+    optimizer, _ = build(model, {"all": config}, {}, "all", average=AverageConfig(decay=0.999))
+    nn.init.constant_(model.weight, 1.0)
+    optimizer.step()
+    average = optimizer.average
+    assert average is not None
+    average.updates = 100_000  # far enough for the full decay
+    nn.init.constant_(model.weight, 2.0)
+    for _ in range(1_000):
+        average.update()
+    expected = 2.0 - 0.999**1_000
+    with optimizer.averaged():
+        assert float(model.weight.detach()) == pytest.approx(expected, rel=2**-8)
+    other, _ = build(model, {"all": config}, {}, "all", average=AverageConfig(decay=0.999))
+    other.load_state_dict(optimizer.state_dict())
+    assert other.average is not None
+    assert float(other.average.averages["weight"]) == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_state_goes_on() -> None:
     model, optimizer = make()
     run(model, optimizer, range(4))
@@ -99,3 +145,20 @@ def test_a_state_without_or_of_another_model_is_refused() -> None:
     without, _ = build(model, {"all": config}, {}, "all")
     with pytest.raises(DataError, match="left over the averaged weights"):
         without.load_state_dict(state)
+
+
+def test_a_buffer_that_is_replaced_is_averaged_on() -> None:
+    model, optimizer = make()
+    norm = model.layers[1]
+    (first, *rest) = [norm.running_mean.clone()]
+    for seed in range(4):
+        run(model, optimizer, range(seed, seed + 1))
+        norm.running_mean = torch.full((4,), float(seed))  # another tensor, as `.to` makes
+        rest.append(norm.running_mean)
+    run(model, optimizer, range(4, 5))
+    assert norm.running_mean is not first
+    assert optimizer.average is not None
+    average = optimizer.average.averages["layers.1.running_mean"]
+    with optimizer.averaged():
+        torch.testing.assert_close(norm.running_mean, average)
+    assert average.abs().sum() > 1

@@ -1,6 +1,7 @@
 """The general builder: several algorithms and sparse tables under one state, equal to torch.optim's own."""
 
 import copy
+import pickle
 import re
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 from tml.core.config import parse_config
 from tml.core.errors import ConfigError, DataError
 from tml.optimizers.builders import build
-from tml.optimizers.config import OptimizerConfig
+from tml.optimizers.config import AverageConfig, GroupConfig, OptimizerConfig
 from tml.optimizers.grouped import GroupedOptimizer
 from tml.optimizers.rowwise_adagrad import RowwiseAdagrad
 from tml.optimizers.schedules import LearningRate
@@ -108,6 +109,64 @@ def test_state_of_another_model_is_refused_with_the_names() -> None:
         optimizer.load_state_dict(state)
 
 
+def test_state_of_a_tied_weight_goes_into_a_model_of_another_order() -> None:
+    def tied(names: tuple[str, str]) -> nn.ModuleDict:
+        layer = nn.Linear(3, 3)
+        other = nn.Linear(3, 3, bias=False)
+        other.weight = layer.weight
+        made = {"first": layer, "second": other}
+        return nn.ModuleDict({name: made[name] for name in names})
+
+    model, reverse = tied(("first", "second")), tied(("second", "first"))
+    average = AverageConfig()
+    optimizer, _ = build(model, {"all": config("adam")}, {}, "all", average=average)
+    model["second"](model["first"](torch.ones(2, 3))).sum().backward()
+    optimizer.step()
+    other, _ = build(reverse, {"all": config("adam")}, {}, "all", average=average)
+    other.load_state_dict(optimizer.state_dict())
+    moments = [o.state[m["first"].weight]["exp_avg"] for o, m in ((optimizer, model), (other, reverse))]
+    assert torch.equal(*moments)
+
+
+@pytest.mark.parametrize(
+    ("of", "into", "message"),
+    [
+        ("sgd", "adam", r"of weight: found momentum_buffer, but Adam needs exp_avg, exp_avg_sq, step"),
+        ("adagrad", "adamw", r"of weight: found step, sum, but AdamW needs exp_avg, exp_avg_sq, step"),
+        ("adam", "muon", r"of weight: found exp_avg, exp_avg_sq, step, but Muon needs momentum_buffer"),
+        ("adagrad", "rowwise_adagrad", r"of weight: found step, sum, but RowwiseAdagrad needs sum"),
+    ],
+)
+def test_state_of_another_algorithm_is_refused(of: str, into: str, message: str) -> None:
+    model = nn.Linear(3, 3, bias=False)
+    settings = {"momentum": 0.9} if of == "sgd" else {}
+    optimizer, _ = build(model, {"all": config(of, **settings)}, {}, "all")
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    other, _ = build(model, {"all": config(into)}, {}, "all")
+    with pytest.raises(DataError, match=message):
+        other.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda both: pickle.loads(pickle.dumps(both))])
+def test_a_copy_goes_on_by_itself(clone: Any) -> None:
+    model, optimizer, scheduler = make()
+    run(model, optimizer, scheduler, range(4))
+    other, other_optimizer, other_scheduler = clone((model, optimizer, scheduler))
+    before = copy.deepcopy(model.state_dict())
+    run(other, other_optimizer, other_scheduler, range(4, 9))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    run(model, optimizer, scheduler, range(4, 9))
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, other.get_parameter(name)), name
+
+
+def test_groups_cannot_be_added_later() -> None:
+    _, optimizer, _ = make()
+    with pytest.raises(ConfigError, match="add_param_group: groups are those of the config"):
+        optimizer.add_param_group({"params": [("more", nn.Parameter(torch.zeros(1)))], "lr": 0.1})
+
+
 def test_a_loaded_state_is_a_copy() -> None:
     model, optimizer, scheduler = make()
     run(model, optimizer, scheduler, range(1))
@@ -156,6 +215,15 @@ def test_refusals() -> None:
         build(model.requires_grad_(False), CONFIGS)
 
 
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature")
+def test_a_lazy_module_is_refused_until_it_has_seen_a_batch() -> None:
+    model = nn.Sequential(nn.LazyLinear(2))
+    with pytest.raises(ConfigError, match=r"the parameters 0\.weight, 0\.bias have no shape yet: run a batch"):
+        build(model, {"all": config("adamw")}, {}, "all")
+    model(torch.zeros(1, 3))
+    build(model, {"all": config("adamw")}, {}, "all")
+
+
 def test_the_table_shows_every_group() -> None:
     from rich.console import Console
 
@@ -173,6 +241,28 @@ def test_the_table_shows_every_group() -> None:
         "0.02",
         "constant",
     ]
+
+
+def test_the_table_keeps_long_names_apart_in_a_narrow_terminal() -> None:
+    from rich.console import Console
+
+    names = [f"recap/engagement/is_profile_clicked_and_number_[{number}]" for number in range(60)]
+    model = nn.ModuleDict({name: nn.Linear(1, 1) for name in names})
+    rates = {
+        name: {"linear_ramp_to_constant": {"learning_rate": 0.1, "num_ramp_steps": steps}}
+        for steps, name in enumerate(names, start=1)
+    }
+    optimizer, _ = build(model, {n: OptimizerConfig(adam={}, learning_rate=rate) for n, rate in rates.items()})
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(optimizer.table())
+    lines = capture.get().splitlines()
+    column = "".join(line[2:24].strip() for line in lines if not re.match(r"[A-Z]+: ", line))
+    assert all(name in column for name in names)
+    letters = [line.partition(":")[0] for line in lines if re.match(r"[A-Z]+: ramp", line)]
+    assert letters[:2] == ["A", "B"]
+    assert letters[25:28] == ["Z", "AA", "AB"]
+    assert letters[51:54] == ["AZ", "BA", "BB"]
 
 
 class Dense(nn.Module):
@@ -293,3 +383,10 @@ def test_a_state_of_other_schedules_is_taken_with_a_warning() -> None:
     with pytest.warns(UserWarning, match=r'translations: \{"constant":0.5\}, now \{"constant":0.02\}'):
         other.load_state_dict(state)
     assert other.state_dict()["step"] == 3
+    model = nn.Linear(2, 2)
+    decays = [{"polynomial": {"learning_rate": decay, "final_num_steps": 9}} for decay in (0.1, 0.2)]
+    before, after = (
+        build(model, {"all": config("adamw").but(GroupConfig(weight_decay=d))}, {}, "all")[1] for d in decays
+    )
+    with pytest.warns(UserWarning, match=r"weight decay of all: .*0\.1.*, now .*0\.2"):
+        after.load_state_dict(before.state_dict())

@@ -73,12 +73,35 @@ def test_norms_are_measured_anew_after_each_step() -> None:
     model, optimizer = make(whole=1e-3)
     backward(model)
     first = optimizer.gradient_norms()
-    assert optimizer.gradient_norms() is first
     optimizer.zero_grad()
     assert optimizer.gradient_norms() == {"a": 0.0, "b": 0.0, "table": 0.0}
     optimizer.step()
     backward(model)
     assert optimizer.gradient_norms()["a"] == pytest.approx(first["a"])
+
+
+@pytest.mark.parametrize("way", ["another gradient", "closure", "scaled"])
+def test_a_gradient_that_was_looked_at_may_change(way: str) -> None:
+    model, optimizer = make(whole=0.5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    backward(model)
+    optimizer.gradient_norms(for_step=way == "closure")
+    if way == "another gradient":
+        model.zero_grad()
+        (1e3 * model["a"](torch.ones(3))).sum().backward()
+        optimizer.step()
+    elif way == "scaled":
+        model["a"].weight.grad.mul_(1e3)
+        optimizer.step()
+    else:
+
+        def closure() -> None:
+            model.zero_grad()
+            (1e3 * model["a"](torch.ones(3))).sum().backward()
+
+        optimizer.step(closure)
+    moved = [(before[name] - value).flatten() for name, value in model.state_dict().items()]
+    assert float(torch.cat(moved).norm()) == pytest.approx(0.5, rel=1e-4)
 
 
 def test_without_limits_nothing_is_measured() -> None:

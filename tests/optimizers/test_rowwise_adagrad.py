@@ -60,3 +60,16 @@ def test_half_precision_keeps_the_sums_in_single() -> None:
         optimizer.step()
     assert optimizer.state[table.weight]["sum"].tolist() == pytest.approx([0, 0, 4, 0])
     assert table.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_memory_in_another_order_learns_the_same(sparse: bool) -> None:
+    start = torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0))
+    ordered = start.clone().requires_grad_()
+    crossed = start.transpose(1, 2).contiguous().transpose(1, 2).requires_grad_()
+    for table in (ordered, crossed):
+        table.grad = start.sin().to_sparse(1) if sparse else start.sin()
+        RowwiseAdagrad([table], lr=0.1).step()
+    assert not crossed.is_contiguous()
+    assert torch.equal(ordered, crossed)
+    assert not torch.allclose(ordered, start)

@@ -146,6 +146,12 @@ def test_a_bare_number_is_a_constant(given_as: Any, value: float) -> None:
     [
         (True, "learning_rate.constant: found True: allowed is a number"),
         ({"constant": False}, "learning_rate.constant: found False: allowed is a number"),
+        ({"linear_ramp_to_constant": {"learning_rate": True, "num_ramp_steps": 5}}, "found True: allowed is a number"),
+        ({"linear_ramp_to_constant": {"learning_rate": 1, "num_ramp_steps": True}}, "found True: allowed is a number"),
+        (
+            {"piecewise_constant": {"learning_rate_boundaries": [3], "learning_rate_values": [0.1, True]}},
+            r"found \[0.1, True\]: allowed is a number",
+        ),
         (-1, "greater than or equal to 0"),
         (math.nan, "finite"),
         ("fast", "'fast': input should be a valid number"),

@@ -186,8 +186,11 @@ def test_a_long_label_counts_its_groups_and_a_long_name_stays_whole() -> None:
         plan(1e-9, 1, 0),
         plan(*[{"exponential": {"learning_rate": 10**-n, "decay_rate": 0.5, "decay_steps": 1}} for n in range(30)]),
         plan({"polynomial": {"learning_rate": 1, "final_num_steps": 10**9}}, steps=10**10),
+        plan(0.1, steps=10**20),
+        plan(1e-300, 1e300),
+        plan(5e-324, 1),
     ],
-    ids=["zero", "one step", "ten decades", "thirty groups", "long"],
+    ids=["zero", "one step", "ten decades", "thirty groups", "long", "very long", "far apart", "smallest"],
 )
 def test_anything_can_be_drawn(shown: Plan) -> None:
     assert printed(shown, 80)
@@ -326,3 +329,17 @@ def test_a_weight_decay_that_follows_the_step_is_drawn_too() -> None:
         "x",
     )
     assert list(plan_of_optimizer(both, "x").rates)[3:] == ["weight decay of click", "weight decay of like"]
+
+
+def test_embedding_tables_with_a_rate_of_their_own_are_drawn_too() -> None:
+    decay = {"polynomial": {"learning_rate": 0.1, "final_num_steps": 600}}
+    tables = {"adamw": {}, "learning_rate": ramp(0.5, 400), "weight_decay": decay}
+    tree = {"optimizer": {"single_task_learning_rate": 0.1}, "embedding_optimizer": tables}
+    plan = plan_of_ranker(parse_config(RecapConfig, tree, "x"), ["is_click"], "x")
+    assert list(plan.rates) == ["model", "embeddings", "weight decay of embeddings"]
+    assert plan.rates["embeddings"].at(400) == 0.5
+    assert plan.steps == 750
+    default = plan_of_ranker(
+        parse_config(RecapConfig, {"embedding_optimizer": {**tables, "weight_decay": 0.1}}, "x"), ["is_click"], "x", 100
+    )
+    assert list(default.rates) == ["backbone", "is_click", "embeddings"]

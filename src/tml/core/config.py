@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from tml.core.errors import ConfigError
@@ -50,6 +59,20 @@ class BaseConfig(BaseModel):
     def _has_default_other_than_none(cls, name: str) -> bool:
         field = cls.model_fields.get(name)
         return field is not None and not field.is_required() and type(None) not in _options(field.annotation)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # YAML reads `yes` as true, and pydantic would take true for 1.
+        kinds = _leaves(cls.model_fields[str(info.field_name)].annotation)
+        if not kinds & {int, float} or bool in kinds:
+            return value
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            if isinstance(inner, bool):
+                raise ValueError(f"found {inner} for {key}, allowed is a number")
+        if isinstance(value, bool) or (isinstance(value, list | tuple) and any(isinstance(v, bool) for v in value)):
+            raise ValueError("allowed is a number")
+        return value
 
     @model_validator(mode="after")
     def _exactly_one_of(self) -> Self:
@@ -229,6 +252,14 @@ def _options(annotation: Any) -> tuple[Any, ...]:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return typing.get_args(annotation)
     return (annotation,)
+
+
+def _leaves(annotation: Any) -> set[Any]:
+    """The plain types that an annotation is made of."""
+    if typing.get_origin(annotation) is Annotated:
+        return _leaves(typing.get_args(annotation)[0])
+    inner = typing.get_args(annotation)
+    return set().union(*map(_leaves, inner)) if inner else {annotation}
 
 
 def _config_class(annotation: Any) -> type[BaseConfig] | None:

@@ -29,6 +29,11 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def is_first_rank() -> bool:
+    """Whether this process is the one that tells and writes: the first of its group, or the only one."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
 def unwrap(module: nn.Module) -> nn.Module:
     """The module inside its wrappers, in whatever order they were put.
 

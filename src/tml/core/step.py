@@ -32,7 +32,8 @@ def take_step(state: TrainState, batches: Sequence[Any], measure: bool, start: f
         The mean loss.
 
     Raises:
-        UserError: the loss or the gradient is not finite; parameters are then as before.
+        UserError: the loss is not finite, or the gradient where its norm is measured: with `measure` or a limit to it.
+            Parameters are then as before.
     """
     number = state.step + 1
     state.optimizer.zero_grad()
@@ -41,7 +42,7 @@ def take_step(state: TrainState, batches: Sequence[Any], measure: bool, start: f
     state.rates = {f"learning_rate/{name}": float(group["lr"]) for name, group in groups}
     state.rates |= {f"weight_decay/{n}": float(g["weight_decay"]) for n, g in groups if "weight_decay_schedule" in g}
     if measure or getattr(state.optimizer, "clips", False):
-        state.rates |= _gradient_norms(state.optimizer, number)
+        state.rates |= _gradient_norms(state.optimizer, number, for_step=True)
     state.optimizer.step()
     if state.scheduler:
         state.scheduler.step()
@@ -74,10 +75,21 @@ def _accumulate(state: TrainState, batches: Sequence[Any], number: int) -> tuple
     return means, counts
 
 
-def _gradient_norms(optimizer: torch.optim.Optimizer, number: int) -> dict[str, float]:
+def measure_last(state: TrainState) -> None:
+    """Measure the gradient of the last step, which is still there, where the step itself did not.
+
+    Raises:
+        UserError: the gradient is not finite.
+    """
+    parameters = (parameter for group in state.optimizer.param_groups for parameter in group["params"])
+    if "gradient_norm" not in state.rates and any(parameter.grad is not None for parameter in parameters):
+        state.rates |= _gradient_norms(state.optimizer, state.step, for_step=False)
+
+
+def _gradient_norms(optimizer: torch.optim.Optimizer, number: int, for_step: bool) -> dict[str, float]:
     """The norm of the whole gradient, and of each group's where there are several."""
     measure = getattr(optimizer, "gradient_norms", None)
-    norms = measure() if measure else gradients.norms_by_group(optimizer.param_groups)
+    norms = measure(for_step=for_step) if measure else gradients.norms_by_group(optimizer.param_groups)
     norm = gradients.total(norms)
     if not math.isfinite(norm):
         raise UserError(f"the gradient at step {number} is {norm}: lower the learning rate or look for bad inputs")
@@ -91,18 +103,22 @@ def _loss_of(result: Any, model: nn.Module) -> tuple[torch.Tensor, dict[str, tor
         found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
         name = type(unwrap(model)).__name__
         raise UserError(f"{name}.forward must return a scalar loss or (loss, outputs), found {found}")
-    losses = outputs.get("losses", {}) if isinstance(outputs, Mapping) else {}
+    if not loss.requires_grad:
+        name = type(unwrap(model)).__name__
+        raise UserError(f"{name}.forward must return a loss with a gradient, found one that no trained parameter is in")
+    losses = (outputs.get("losses") or {}) if isinstance(outputs, Mapping) else {}
     loss = loss.reshape(())
-    return loss, {name: value.detach().reshape(()).to(loss.dtype) for name, value in losses.items()}
+    return loss, {name: torch.as_tensor(value).detach().reshape(()).to(loss) for name, value in losses.items()}
 
 
 def _to_device(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, torch.Tensor):
+    if hasattr(batch, "to"):  # a tensor, or what is made of tensors, such as TorchRec's KeyedJaggedTensor
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
         return {key: _to_device(value, device) for key, value in batch.items()}
-    if type(batch) in (list, tuple):
-        return type(batch)(_to_device(value, device) for value in batch)
+    if isinstance(batch, list | tuple):
+        moved = [_to_device(value, device) for value in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
     return batch
 
 

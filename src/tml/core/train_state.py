@@ -24,7 +24,7 @@ class TrainState:
 
     Attributes:
         model: forward(batch) returns the loss, a scalar tensor, or (loss, outputs); where outputs is a mapping with
-            the key "losses", a mapping of task to scalar tensor, each task's loss is logged too.
+            the key "losses", a mapping of task to scalar tensor or number, each task's loss is logged too.
         scheduler: stepped after every step of the optimizer; None for a constant rate.
         batches: any iterable. With `state_dict()` and `load_state_dict()` it tells its position and goes on from it;
             without them a resumed training reads past the batches that it has had.

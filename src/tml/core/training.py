@@ -24,10 +24,11 @@ from torch import nn
 from tml.core import checkpoint, files
 from tml.core.config import BaseConfig
 from tml.core.curves import Curves
+from tml.core.distributed import is_first_rank
 from tml.core.errors import ConfigError, DataError
 from tml.core.interrupts import uninterrupted
 from tml.core.progress import progress
-from tml.core.step import take_step
+from tml.core.step import measure_last, take_step
 from tml.core.train_state import TrainState as TrainState
 
 
@@ -81,8 +82,8 @@ def train(
     Args:
         state: changed in place.
         config: when to do what.
-        folder: takes `metrics.jsonl`, `tensorboard/` and `checkpoints/`; None writes nothing. What an earlier run
-            left there of steps after `state.step` is removed.
+        folder: takes `metrics.jsonl`, `tensorboard/` and `checkpoints/`, written by the first rank; None writes
+            nothing. What an earlier run left there of steps after `state.step` is removed.
         evaluate: gets the model in evaluation mode, without gradients; its values are logged below `validation/`.
         callbacks: called after every step.
         label: what the progress bar is called.
@@ -97,9 +98,15 @@ def train(
         raise ConfigError(
             f"accumulate_batches: found {config.accumulate_batches}, allowed is 1 where tables are updated in backward"
         )
-    _show(state.optimizer)
+    first = is_first_rank()
+    if first:
+        _show(state.optimizer)
+    folder = folder if first else None
     steps_left = None if config.num_steps is None else max(config.num_steps - state.step, 0)
-    with Curves(folder, state.step, _written_before(state)) as curves, progress(label, steps_left) as bar:
+    with (
+        Curves(folder, state.step, _written_before(state)) as curves,
+        progress(label, steps_left, shown=is_first_rank()) as bar,
+    ):
         pauses = _Pauses(state, config, curves, evaluate, folder, fingerprint)
         batches = state.start()
         state.model.train()
@@ -111,6 +118,7 @@ def train(
                 taken = list(itertools.islice(batches, config.accumulate_batches))
                 if not taken:
                     _require_complete(state, config)
+                    measure_last(state)  # only now is it known to have been the last
                     pauses.take(last=True)
                     break
                 number = state.step + 1

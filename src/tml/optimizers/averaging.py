@@ -5,6 +5,9 @@
 The growing d (as in TensorFlow's ExponentialMovingAverage) lets the average leave the first weights quickly. Floating
 buffers, such as batch norm's statistics, are averaged like weights. Tables with sparse gradients are not: an average
 would touch every row in every step, where the update touches a few.
+
+Averages are kept in float32 at least: in bfloat16 a thousandth of a difference is rounded away, and they would stand
+still.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,45 +26,55 @@ class WeightAverage:
     """The average of some tensors.
 
     Args:
-        tensors: parameters and buffers by name; the average begins as a copy of them at the first `update`.
+        parameters: by name; the average begins as a copy of them and the buffers at the first `update`.
+        buffers: module and name in it, by name; a module may put another tensor there at any time.
         decay: what the average keeps a step.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], decay: float) -> None:
-        self.tensors, self.decay = dict(tensors), decay
+    def __init__(
+        self, parameters: Mapping[str, Tensor], buffers: Mapping[str, tuple[nn.Module, str]], decay: float
+    ) -> None:
+        self.parameters, self.buffers, self.decay = dict(parameters), dict(buffers), decay
         self.updates = 0
         self.averages: dict[str, Tensor] = {}
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """The present parameters and buffers by name."""
+        buffers = {name: module._buffers[own] for name, (module, own) in self.buffers.items()}
+        return self.parameters | {name: buffer for name, buffer in buffers.items() if buffer is not None}
 
     @torch.no_grad()
     def update(self) -> None:
         """Count the present weights in."""
+        tensors = self.tensors
         if not self.averages:
-            self.averages = {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+            self.averages = {name: tensor.detach().to(_accurate(tensor), copy=True) for name, tensor in tensors.items()}
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.averages.values()), [t.detach() for t in self.tensors.values()], 1 - decay)
+        weights = [tensors[name].detach().to(average) for name, average in self.averages.items()]
+        torch._foreach_lerp_(list(self.averages.values()), weights, 1 - decay)
         self.updates += 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The model has the averaged weights inside the block, and its own again after it."""
-        exchanged = False
+        own: dict[str, Tensor] = {}
         try:
             with uninterrupted():
-                self._exchange()
-                exchanged = True
+                tensors = self.tensors
+                own = {name: tensors[name].detach().clone() for name in self.averages}
+                self._copy_in(self.averages)
             yield
         finally:
-            if exchanged:
-                with uninterrupted():
-                    self._exchange()
+            with uninterrupted():
+                self._copy_in(own)
 
     @torch.no_grad()
-    def _exchange(self) -> None:
+    def _copy_in(self, values: Mapping[str, Tensor]) -> None:
         # By copies: whoever holds the tensors, DDP or a compiled graph, keeps them.
-        for name, average in self.averages.items():
-            own = self.tensors[name].detach().clone()
-            self.tensors[name].copy_(average)
-            average.copy_(own)
+        tensors = self.tensors
+        for name, value in values.items():
+            tensors[name].copy_(value)
 
     def state_dict(self) -> dict[str, Any]:
         """`{"updates": number of updates, "averages": {name: average}}`, without averages before the first update."""
@@ -73,25 +86,36 @@ class WeightAverage:
         Raises:
             DataError: names are missing or left over, or an average has another shape than its weights.
         """
-        saved = state["averages"]
+        saved, tensors = state["averages"], self.tensors
         if saved:
-            sides = {"missing": self.tensors.keys() - saved.keys(), "left over": saved.keys() - self.tensors.keys()}
+            sides = {"missing": tensors.keys() - saved.keys(), "left over": saved.keys() - tensors.keys()}
             sides["of another shape"] = {
-                name for name in self.tensors.keys() & saved.keys() if self.tensors[name].shape != saved[name].shape
+                name for name in tensors.keys() & saved.keys() if tensors[name].shape != saved[name].shape
             }
             found = [f"{what} {listed(sorted(names))}" for what, names in sides.items() if names]
             if found:
                 raise DataError(f"the averaged weights are of another model: {'; '.join(found)}")
         self.updates = state["updates"]
-        of = self.tensors if saved else {}
-        self.averages = {name: saved[name].to(own.device, own.dtype, copy=True) for name, own in of.items()}
+        of = tensors if saved else {}
+        self.averages = {name: saved[name].to(own.device, _accurate(own), copy=True) for name, own in of.items()}
 
 
-def floating_buffers(modules: Iterator[tuple[str, nn.Module]]) -> dict[str, Tensor]:
-    """The floating buffers that a model saves, by name; `modules` are all of its modules by path."""
-    return {
-        f"{path}.{name}" if path else name: buffer
-        for path, module in modules
-        for name, buffer in module._buffers.items()
-        if buffer is not None and buffer.is_floating_point() and name not in module._non_persistent_buffers_set
-    }
+def floating_buffers(modules: Iterator[tuple[str, nn.Module]]) -> dict[str, tuple[nn.Module, str]]:
+    """The floating buffers that a model saves: by name the module and the name in it; `modules` are all by path.
+
+    One that modules share stands there once, under the first of its names in the alphabet.
+    """
+    named: dict[str, tuple[nn.Module, str]] = {}
+    for path, module in modules:
+        for name, buffer in module._buffers.items():
+            saved = name not in module._non_persistent_buffers_set
+            if buffer is not None and buffer.is_floating_point() and saved:
+                named[f"{path}.{name}" if path else name] = module, name
+    first: dict[Tensor | None, str] = {}
+    for name, (module, own) in sorted(named.items(), key=lambda item: item[0]):
+        first.setdefault(module._buffers[own], name)
+    return {name: named[name] for name in first.values()}
+
+
+def _accurate(tensor: Tensor) -> torch.dtype:
+    return tensor.dtype if tensor.dtype.itemsize >= 4 else torch.float32

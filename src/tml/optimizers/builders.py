@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from tml.core.errors import ConfigError
 from tml.optimizers.averaging import WeightAverage, floating_buffers
@@ -49,8 +50,8 @@ def build(
         average: keeps averaged weights, if given.
 
     Raises:
-        ConfigError: a module that the model lacks, a parameter in two groups or without one, nothing to train, or
-            an algorithm that a parameter cannot have.
+        ConfigError: a module that the model lacks, a parameter in two groups or without one or of a lazy module that
+            has seen no batch, nothing to train, or an algorithm that a parameter cannot have.
 
     Example:
         >>> model = nn.ModuleDict({"users": nn.Embedding(10, 4, sparse=True), "head": nn.Linear(4, 1)})
@@ -67,6 +68,9 @@ def build(
     parameters = {names[0]: parameter for parameter, names in aliases.items()}
     if not parameters:
         raise ConfigError("the model has no trainable parameters")
+    lazy = [name for name, parameter in parameters.items() if is_lazy(parameter)]
+    if lazy:
+        raise ConfigError(f"the parameters {listed(lazy)} have no shape yet: run a batch through the model first")
     groups = assign_groups(aliases.values(), modules, rest)
     for group in groups.keys() - configs.keys():
         raise ConfigError(f"{group}: no learning rate, but there are the parameters {listed(groups[group])}")
@@ -80,8 +84,9 @@ def build(
     if average is not None:
         by_row = plan.sparse | {parameter for parameter in tables if is_in_backward(parameter)}
         dense = {name: parameter for name, parameter in parameters.items() if parameter not in by_row}
-        kept = WeightAverage(dense | floating_buffers(walk(model)), average.decay)
-    optimizer = GroupedOptimizer(plan.optimizers(), clip_gradient_norm, kept)
+        kept = WeightAverage(dense, floating_buffers(walk(model)), average.decay)
+    others = {other: first for first, *more in aliases.values() for other in more}
+    optimizer = GroupedOptimizer(plan.optimizers(), clip_gradient_norm, kept, others)
     return optimizer, RateScheduler(optimizer)
 
 
@@ -159,7 +164,7 @@ class _Plan:
             raise ConfigError(
                 f"rowwise_adagrad of {group}: found {name} of shape {tuple(parameter.shape)}; allowed are tables"
             )
-        return _Kernel(algorithm, sparse, not sparse and _has_fused(algorithm, parameter))
+        return _Kernel(algorithm, sparse, not sparse and _is_fused(algorithm, parameter))
 
 
 def _decays(config: OptimizerConfig) -> bool:
@@ -175,8 +180,8 @@ def _require_present(model: nn.Module, modules: Mapping[str, str]) -> None:
         raise ConfigError(f"learning rates for {', '.join(absent)}, which the model lacks")
 
 
-def _has_fused(algorithm: Algorithm, parameter: nn.Parameter) -> bool:
-    if isinstance(algorithm, MuonConfig | RowwiseAdagradConfig):
+def _is_fused(algorithm: Algorithm, parameter: nn.Parameter) -> bool:
+    if isinstance(algorithm, MuonConfig | RowwiseAdagradConfig) or not algorithm.fused:
         return False
     devices = ("cpu", "cuda") if isinstance(algorithm, AdagradConfig) else ("cpu", "cuda", "mps")
     return parameter.device.type in devices and parameter.is_floating_point()

@@ -15,7 +15,18 @@ from tml.optimizers.schedules import LearningRate
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
-class AdamConfig(BaseConfig):
+class FusedConfig(BaseConfig):
+    """An algorithm of which torch has a fused kernel.
+
+    Attributes:
+        fused: takes that kernel where torch has it on the device. On a CPU it rounds otherwise than torch's plain loop,
+            by the last bit; false takes the loop, several times slower, to compare with a training that had it.
+    """
+
+    fused: bool = True
+
+
+class AdamConfig(FusedConfig):
     """Adam; weight decay joins the gradient. Tables with sparse gradients get its lazy form: rows of a batch move."""
 
     beta_1: Decay = 0.9
@@ -23,7 +34,7 @@ class AdamConfig(BaseConfig):
     epsilon: PositiveFloat = 1e-7
 
 
-class AdamWConfig(BaseConfig):
+class AdamWConfig(FusedConfig):
     """Adam whose weight decay is apart from the gradient: weights shrink by rate · decay a step."""
 
     beta_1: Decay = 0.9
@@ -31,7 +42,7 @@ class AdamWConfig(BaseConfig):
     epsilon: PositiveFloat = 1e-7
 
 
-class AdagradConfig(BaseConfig):
+class AdagradConfig(FusedConfig):
     """Adagrad: each weight's rate falls with the squares of the gradients that it has had."""
 
     initial_accumulator_value: NonNegativeFloat = 0.0
@@ -44,7 +55,7 @@ class RowwiseAdagradConfig(BaseConfig):
     epsilon: PositiveFloat = 1e-8
 
 
-class SgdConfig(BaseConfig):
+class SgdConfig(FusedConfig):
     """Stochastic gradient descent; a momentum needs dense gradients."""
 
     momentum: Decay = 0.0

@@ -3,7 +3,8 @@
 Groups that share an algorithm share one `torch.optim` optimizer and its fused kernel; in most models that is a single
 Adam. The state is kept by parameter name, so it loads into a model whose modules were made in another order.
 
-On the CPU torch's fused Adam rounds otherwise than its plain one (by the last bit); ours is the fused one.
+On the CPU torch's fused Adam rounds otherwise than its plain one (by the last bit); ours is the fused one, unless the
+config says `fused: false`.
 """
 
 import math
@@ -15,7 +16,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from tml.core.errors import DataError
+from tml.core.errors import ConfigError, DataError
 from tml.core.gradients import gradients_of, norms_by_group, total
 from tml.core.sharding import full_state
 from tml.optimizers.averaging import WeightAverage
@@ -38,6 +39,8 @@ class GroupedOptimizer(torch.optim.Optimizer):
         clip_gradient_norm: where the norm of the whole gradient is larger, after groups were clipped by their own
             limits, it is scaled down to this.
         average: is updated after every step.
+        aliases: other names of shared parameters → the name in `param_names`. A model whose modules were made in
+            another order may have saved its state under one of them.
     """
 
     def __init__(
@@ -45,13 +48,30 @@ class GroupedOptimizer(torch.optim.Optimizer):
         parts: Sequence[torch.optim.Optimizer],
         clip_gradient_norm: float | None = None,
         average: WeightAverage | None = None,
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__([group for part in parts for group in part.param_groups], defaults={})
         self.parts, self.clip_gradient_norm, self.average = tuple(parts), clip_gradient_norm, average
+        self.aliases = dict(aliases or {})
         self._norms: dict[str, float] | None = None
         for part in parts:
             self.state.update(part.state)
             part.state = self.state
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch knows of nothing but groups, state and defaults.
+        own = ("parts", "clip_gradient_norm", "average", "aliases")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "_norms": None}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Only for torch's constructor: groups are those of the config.
+
+        Raises:
+            ConfigError: the optimizer is made.
+        """
+        if hasattr(self, "parts"):
+            raise ConfigError("add_param_group: groups are those of the config, build the optimizer of the whole model")
+        super().add_param_group(param_group)
 
     @property
     def accumulates(self) -> bool:
@@ -63,11 +83,15 @@ class GroupedOptimizer(torch.optim.Optimizer):
         """Whether gradients are clipped, so that every step measures their norms."""
         return self.clip_gradient_norm is not None or any(g["clip_gradient_norm"] for g in self.param_groups)
 
-    def gradient_norms(self) -> dict[str, float]:
-        """The norm of each group's gradient before clipping; measured once, until `step` or `zero_grad`."""
-        if self._norms is None:
-            self._norms = norms_by_group(self.param_groups)
-        return self._norms
+    def gradient_norms(self, for_step: bool = False) -> dict[str, float]:
+        """The norm of each group's gradient before clipping.
+
+        Args:
+            for_step: the gradient stays as it is until `step`, which then need not measure it again.
+        """
+        norms = norms_by_group(self.param_groups)
+        self._norms = norms if for_step else None
+        return norms
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget the gradients."""
@@ -80,6 +104,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+            self._norms = None
         if self.clips:
             self._clip()
         # Said outright, since torch's sparse updates otherwise warn that these checks are off.
@@ -93,7 +118,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _clip(self) -> None:
-        norms = self.gradient_norms()
+        norms = self.gradient_norms() if self._norms is None else self._norms
         limits = {group["name"]: group["clip_gradient_norm"] or math.inf for group in self.param_groups}
         scales = {name: limits[name] / norm if norm > limits[name] else 1.0 for name, norm in norms.items()}
         whole = total({name: norm * scales[name] for name, norm in norms.items()})
@@ -128,9 +153,12 @@ class GroupedOptimizer(torch.optim.Optimizer):
         """Take over a state by parameter names; learning rates and settings stay those of the config.
 
         Raises:
-            DataError: names are missing or left over, or a state has another shape than its parameter.
+            DataError: it is no state, names are missing or left over, or a state is of another algorithm or has another
+                shape than its parameter.
         """
-        saved, average = state_dict["state"], state_dict.get("average")
+        if not isinstance(state_dict.get("state"), Mapping):
+            raise DataError(f"not a state of the optimizer: found {listed(state_dict) or 'nothing'}, needed is `state`")
+        saved, average = self._by_own_names(state_dict["state"]), state_dict.get("average")
         own = {name for name, _, _, _ in self._named()}
         sides = {"missing": own - saved.keys(), "left over": saved.keys() - own}
         found = [f"{what} {listed(sorted(names))}" for what, names in sides.items() if names]
@@ -138,17 +166,21 @@ class GroupedOptimizer(torch.optim.Optimizer):
             found.append("left over the averaged weights" if average else "missing the averaged weights")
         if found:
             raise DataError(f"the optimizer's state is of another model: {'; '.join(found)}")
-        loaded = {
-            parameter: {k: _like(v, k, name, parameter, group, part) for k, v in saved[name].items()}
-            for name, parameter, group, part in self._named()
-            if not isinstance(part, InBackward)
-        }
+        loaded = {}
+        for name, parameter, group, part in self._named():
+            if not isinstance(part, InBackward):
+                _require_state_of(part, name, saved[name])
+                loaded[parameter] = {k: _like(v, k, name, parameter, group, part) for k, v in saved[name].items()}
         for name, parameter, _, part in self._named():
             if isinstance(part, InBackward):
                 part.load(name, parameter, saved[name])
-        if self.average:
-            self.average.load_state_dict(state_dict["average"])
+        if self.average and average:
+            self.average.load_state_dict({**average, "averages": self._by_own_names(average["averages"])})
         self.state.update(loaded)
+
+    def _by_own_names(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        named = ((self.aliases.get(name, name), name) for name in saved)
+        return {name if own in saved else own: saved[name] for own, name in named}
 
     def _named(self) -> list[tuple[str, Tensor, dict[str, Any], torch.optim.Optimizer]]:
         return [
@@ -164,6 +196,26 @@ class GroupedOptimizer(torch.optim.Optimizer):
 
     def __rich__(self) -> Table:
         return self.table()
+
+
+_STATES = {
+    torch.optim.SGD: {"momentum_buffer"},
+    torch.optim.Muon: {"momentum_buffer"},
+    torch.optim.Adagrad: {"step", "sum"},
+    RowwiseAdagrad: {"sum"},
+}
+"""What an algorithm keeps for a parameter; those that are not here are Adams."""
+
+
+def _require_state_of(part: torch.optim.Optimizer, name: str, saved: Mapping[str, Any]) -> None:
+    needed = _STATES.get(type(part), {"step", "exp_avg", "exp_avg_sq"})
+    # Torch makes Adagrad's state at once, that of the others at a parameter's first update.
+    if saved.keys() == needed or (not saved and not isinstance(part, torch.optim.Adagrad)):
+        return
+    found = ", ".join(sorted(saved)) or "nothing"
+    raise DataError(
+        f"the optimizer's state of {name}: found {found}, but {type(part).__name__} needs {', '.join(sorted(needed))}"
+    )
 
 
 def _like(

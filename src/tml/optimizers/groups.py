@@ -25,7 +25,7 @@ def assign_groups(
 
     Args:
         names: for each parameter all its names; the first one stands for it.
-        modules: group by module path; a parameter's own name is a path too.
+        modules: group by module path; a parameter's own name is a path too, and the model's is empty.
         rest: the group of the parameters that are in none of these modules.
 
     Returns:
@@ -57,7 +57,7 @@ def assign_groups(
 def _innermost(name: str, modules: Mapping[str, str]) -> str | None:
     path = name
     while path not in modules:
-        if "." not in path:
+        if not path:
             return None
         path = path.rpartition(".")[0]
     return modules[path]
@@ -79,13 +79,13 @@ def find_towers(model: nn.Module) -> dict[str, str]:
     The outermost `towers` counts. A model without one has no towers.
 
     Raises:
-        ConfigError: two different `towers` equally far out.
+        ConfigError: two different `towers` equally far out, or a list of them, which has no task names.
     """
-    found = {
-        path: module
-        for path, module in walk(model)
-        if path.rpartition(".")[2] == "towers" and isinstance(module, nn.ModuleDict)
-    }
+    named = {path: module for path, module in walk(model) if path.rpartition(".")[2] == "towers"}
+    found = {path: module for path, module in named.items() if isinstance(module, nn.ModuleDict)}
+    for path, module in named.items():
+        if isinstance(module, nn.ModuleList) and not found:
+            raise ConfigError(f"{path}: found a ModuleList, allowed is a ModuleDict, a tower by its task's name")
     depth = min((path.count(".") for path in found), default=0)
     outermost = {module: path for path, module in found.items() if path.count(".") == depth}
     if len(outermost) > 1:

@@ -50,19 +50,24 @@ class RowwiseAdagrad(torch.optim.Optimizer):
             if group["weight_decay"]:
                 raise ValueError("row-wise Adagrad with sparse gradients has no weight decay")
             gradient = gradient.coalesce()
-            rows, values = gradient.indices()[0], gradient.values().flatten(1)
-            sums.index_add_(0, rows, _mean_of_squares(values))
+            rows = gradient.indices()[0]
+            sums.index_add_(0, rows, _mean_of_squares(gradient.values()))
             scale = (-rate / (sums[rows].sqrt() + epsilon)).to(table.dtype)
-            table.flatten(1).index_add_(0, rows, values.mul_(scale[:, None]))
+            table.index_add_(0, rows, gradient.values() * _by_row(scale, table))
             return
-        values = gradient.flatten(1)
         if group["weight_decay"]:
-            values = values.add(table.flatten(1), alpha=group["weight_decay"])
-        sums.add_(_mean_of_squares(values))
+            gradient = gradient.add(table, alpha=group["weight_decay"])
+        sums.add_(_mean_of_squares(gradient))
         scale = (rate / (sums.sqrt() + epsilon)).to(table.dtype)
-        table.flatten(1).addcmul_(values, scale[:, None], value=-1)
+        table.addcmul_(gradient, _by_row(scale, table), value=-1)
+
+
+def _by_row(scale: Tensor, table: Tensor) -> Tensor:
+    # The table itself may not be flattened: where its memory is not in order, that is a copy.
+    return scale.view(-1, *[1] * (table.ndim - 1))
 
 
 def _mean_of_squares(values: Tensor) -> Tensor:
+    values = values.flatten(1)
     norms: Tensor = torch.linalg.vector_norm(values, dim=1, dtype=torch.float32)
     return norms.square_().div_(values.shape[1])

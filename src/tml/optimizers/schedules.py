@@ -12,9 +12,9 @@ cosine the value is the configured number itself, not one rounded nearby.
 import math
 from bisect import bisect_right
 from itertools import pairwise
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import BeforeValidator, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from tml.core.config import BaseConfig, one_of
 from tml.optimizers.decays import (
@@ -111,13 +111,6 @@ class PiecewiseConstant(Schedule):
         return ", ".join([f"{self.learning_rate_values[0]:g}", *(f"{v:g} from step {b:,}" for v, b in changes)])
 
 
-def _not_a_truth(value: Any) -> Any:
-    # YAML reads `yes` as true, and pydantic would take true for 1.
-    if isinstance(value, bool):
-        raise ValueError("allowed is a number")
-    return value
-
-
 class LearningRate(BaseConfig):
     """Exactly one schedule of a learning rate, and also of other values that change with the step, such as a weight
     decay. A bare number is that number at every step.
@@ -130,7 +123,7 @@ class LearningRate(BaseConfig):
         0.001
     """
 
-    constant: Annotated[NonNegativeFloat, BeforeValidator(_not_a_truth)] | None = one_of("learning_rate")
+    constant: NonNegativeFloat | None = one_of("learning_rate")
     linear_ramp_to_constant: LinearRampToConstant | None = one_of("learning_rate")
     linear_ramp_to_cosine: LinearRampToCosine | None = one_of("learning_rate")
     piecewise_constant: PiecewiseConstant | None = one_of("learning_rate")

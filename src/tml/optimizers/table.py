@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 from tml.optimizers.averaging import WeightAverage
@@ -21,7 +22,8 @@ def groups_table(
     decays = any("weight_decay_schedule" in group for _, group in groups)
     clips = any(group["clip_gradient_norm"] for _, group in groups)
     table = Table(title="Optimizer", title_justify="left", box=SIMPLE_HEAD, caption_justify="left")
-    table.add_column("group", overflow="ellipsis")
+    # Names of tasks differ at their ends: where there is no room one goes on in the next line.
+    table.add_column("group", overflow="fold")
     for column in ("parameters", "tensors"):
         table.add_column(column, justify="right", min_width=len(column))
     table.add_column("algorithm", no_wrap=True)
@@ -32,7 +34,7 @@ def groups_table(
     letters: dict[str, str] = {}
     for algorithm, group in groups:
         size = group.get("size") or sum(parameter.numel() for parameter in group["params"])
-        cells = [group["name"], f"{size:,}", f"{len(group['params']):,}"]
+        cells = [escape(group["name"]), f"{size:,}", f"{len(group['params']):,}"]
         cells += [algorithm + (" (fused)" if group.get("fused") else ""), f"{group['lr']:.3g}"]
         cells.append(_letter(group["schedule"], letters))
         if decays:
@@ -48,7 +50,13 @@ def groups_table(
 def _letter(schedule: Any, letters: dict[str, str]) -> str:
     if schedule.constant is not None:
         return "constant"
-    return letters.setdefault(str(schedule), chr(ord("A") + len(letters)))
+    return letters.setdefault(str(schedule), _numeral(len(letters)))
+
+
+def _numeral(number: int) -> str:
+    """A to Z, then AA, AB and so on."""
+    before, last = divmod(number, 26)
+    return (_numeral(before - 1) if before else "") + chr(ord("A") + last)
 
 
 def _decay(now: float, schedule: Any, letters: dict[str, str]) -> str:

@@ -18,10 +18,11 @@ from rich.table import Table
 
 from tml.core.config import BaseConfig, load_config
 from tml.core.errors import ConfigError
+from tml.optimizers.config import OptimizerConfig
 from tml.optimizers.schedules import LearningRate
 from tml.projects.home.recap.names import plain_name
 from tml.projects.home.recap.optimizer import RecapOptimizerConfig
-from tml.projects.home.recap.optimizer.optimizer import BACKBONE, MODEL
+from tml.projects.home.recap.optimizer.optimizer import BACKBONE, EMBEDDINGS, MODEL
 from tml.projects.home.recap.train import RecapConfig, default_optimizer
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -32,6 +33,8 @@ WIDE = 120
 """Characters of a line that has room for what each schedule is in words."""
 LOG_FROM = 10
 """Peaks that differ by more than this factor are drawn on a logarithmic scale."""
+LOWEST = 1e-300
+"""Where a logarithmic scale begins at the lowest."""
 LEAST_STEPS, ASSUMED_STEPS = 100, 1_000
 MARGIN = 1.25
 """How much further than the last change of any schedule is looked, where no number of steps is given."""
@@ -61,7 +64,8 @@ class Scale:
         if rate <= self.low or self.high <= self.low:
             return 0.0
         if self.log:
-            return math.log(rate / self.low) / math.log(self.high / self.low)
+            # Logarithms apart, since a quotient of rates may be beyond the largest number.
+            return (math.log(rate) - math.log(self.low)) / (math.log(self.high) - math.log(self.low))
         return (rate - self.low) / (self.high - self.low)
 
 
@@ -110,7 +114,8 @@ class Plan:
         if not peaks or max(peaks) <= LOG_FROM * min(peaks):
             return Scale(0.0, max(peaks, default=0.0), log=False)
         # Ten times below the lowest peak, rounded down to a power of ten, so that its ramp is seen too.
-        return Scale(10.0 ** (math.floor(math.log10(min(peaks))) - 1), max(peaks), log=True)
+        low = 10.0 ** (math.floor(math.log10(min(peaks))) - 1)
+        return Scale(max(low, LOWEST), max(peaks), log=True)
 
     def names(self, line: Line) -> str:
         """The groups of a line in plain words."""
@@ -157,7 +162,7 @@ def learning_rates(config: RecapOptimizerConfig) -> dict[str, LearningRate]:
         assert config.single_task_learning_rate is not None  # exactly one of the two is set
         return {MODEL: config.single_task_learning_rate}
     backbone = rates.backbone_learning_rate
-    return ({} if backbone is None else {BACKBONE: backbone}) | rates.tower_learning_rates
+    return ({} if backbone is None else {BACKBONE: backbone}) | dict(rates.tower_learning_rates)
 
 
 def weight_decays(config: RecapOptimizerConfig) -> dict[str, LearningRate]:
@@ -171,20 +176,28 @@ def weight_decays(config: RecapOptimizerConfig) -> dict[str, LearningRate]:
     return {"weight decay" if alone else f"weight decay of {', '.join(names)}": d for d, names in groups.items()}
 
 
-def plan_of_optimizer(config: RecapOptimizerConfig, name: str, steps: int | None = None) -> Plan:
+def plan_of_optimizer(
+    config: RecapOptimizerConfig, name: str, steps: int | None = None, embeddings: OptimizerConfig | None = None
+) -> Plan:
     """The plan of an optimizer's config.
 
     Args:
         config: with the schedules.
         name: what the plan is called.
         steps: how far to look; by default a quarter further than the last change of any schedule.
+        embeddings: the config of the embedding tables, where they have one of their own.
 
     Raises:
         ConfigError: there is no group of parameters.
     """
     if not learning_rates(config):
         raise ConfigError(f"{name}: found no learning rate, neither of the backbone nor of a tower")
-    rates = learning_rates(config) | weight_decays(config)
+    rates = learning_rates(config)
+    if embeddings is not None:
+        rates[EMBEDDINGS] = embeddings.learning_rate
+    rates |= weight_decays(config)
+    if embeddings is not None and embeddings.weight_decay.constant is None:
+        rates[f"weight decay of {EMBEDDINGS}"] = embeddings.weight_decay
     if steps is None:
         steps = max(LEAST_STEPS, *(math.ceil(MARGIN * rate.horizon) for rate in rates.values()))
     towers = config.multi_task_learning_rates.tower_learning_rates if config.multi_task_learning_rates else {}
@@ -202,12 +215,13 @@ def plan_of_ranker(config: RecapConfig, tasks: Collection[str], name: str, steps
     """
     given = steps or config.training.num_steps
     if config.optimizer is not None:
-        return plan_of_optimizer(config.optimizer, name, given)
+        return plan_of_optimizer(config.optimizer, name, given, config.embedding_optimizer)
     fitted = given or ASSUMED_STEPS
     about = f"the default schedules, fitted to {_counted(fitted)}"
     if given is None:
         about += ", an assumption: neither --steps nor recap.training.num_steps says how many"
-    return replace(plan_of_optimizer(default_optimizer(tasks, fitted), name, fitted), about=about)
+    plan = plan_of_optimizer(default_optimizer(tasks, fitted), name, fitted, config.embedding_optimizer)
+    return replace(plan, about=about)
 
 
 def _counted(steps: int) -> str:

@@ -159,12 +159,12 @@ def _points(plan: Plan, line: Line) -> list[tuple[int, float]]:
 def _curve(points: Sequence[tuple[int, float]], color: str, scale: Scale, steps: int) -> Any:
     # A logarithmic scale has no 0: what is below it leaves the plot at the bottom.
     lowest = scale.low / 1000 if scale.log else 0.0
-    data = alt.InlineData(values=[{"step": step, "rate": max(rate, lowest)} for step, rate in points])
+    data = alt.InlineData(values=[{"step": float(step), "rate": max(rate, lowest)} for step, rate in points])
     text: dict[str, Any] = {"labelFontSize": 11.5, "titleFontSize": 12, "titlePadding": 12}
     x = alt.X(
         "step:Q",
         title="finished steps",
-        scale=alt.Scale(domain=[0, steps], nice=False),
+        scale=alt.Scale(domain=[0, float(steps)], nice=False),
         axis=alt.Axis(labelExpr="format(datum.value, ',d')", tickCount=min(6, steps), grid=False, **text),
     )
     y = alt.Y(

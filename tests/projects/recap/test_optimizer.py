@@ -96,6 +96,17 @@ def test_a_single_constant_rate_is_torchs_adam() -> None:
         torch.testing.assert_close(parameter, plain_parameter, rtol=1e-5, atol=1e-6)
 
 
+def test_without_the_fused_kernel_it_is_torchs_default_adam_bit_for_bit() -> None:
+    model = Ranker([FAVORITED])
+    other = copy.deepcopy(model)
+    single = RecapOptimizerConfig(adam={"epsilon": 1e-8, "fused": False}, single_task_learning_rate=0.01)
+    optimizer, scheduler = build_optimizer(model, single)
+    assert not any(group["fused"] for group in optimizer.param_groups)
+    advance(model, optimizer, [scheduler], range(50))
+    advance(other, torch.optim.Adam(other.parameters(), lr=0.01), [], range(50))
+    assert_equal(model, other)
+
+
 def test_one_tower_at_the_backbones_rate_is_torchs_adam() -> None:
     model = Ranker([FAVORITED])
     other = copy.deepcopy(model)
@@ -325,6 +336,30 @@ def test_loaded_in_a_fresh_process_is_uninterrupted(tmp_path: Path) -> None:
     assert scheduler.state_dict() == resumed[2]
 
 
+def test_configs_may_be_plain_mappings() -> None:
+    optimizer, _ = build_optimizer(Ranker(table=True), TREE, {"adagrad": {}, "learning_rate": 0.1})
+    assert [group["name"] for group in optimizer.param_groups] == ["backbone", *TASKS, "embeddings"]
+    with pytest.raises(ConfigError, match=r"optimizer_config: .*beta_3"):
+        build_optimizer(Ranker(), {**TREE, "adam": {"beta_3": 1}})
+    with pytest.raises(ConfigError, match=r"emb_optimizer_config: .*exactly one of adam, adamw"):
+        build_optimizer(Ranker(table=True), TREE, {"learning_rate": 0.1})
+
+
+def test_a_list_of_towers_is_refused() -> None:
+    model = Ranker()
+    model.towers = nn.ModuleList(model.towers.values())  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match="towers: found a ModuleList, allowed is a ModuleDict"):
+        build_optimizer(model)
+
+
+def test_what_is_no_state_is_refused() -> None:
+    optimizer, scheduler = build_optimizer(Ranker(), config())
+    with pytest.raises(DataError, match="not a state of the optimizer: found nothing, needed is `state`"):
+        optimizer.load_state_dict({})
+    with pytest.raises(DataError, match="not a state of the scheduler: found state, average, needed is `step`"):
+        scheduler.load_state_dict(optimizer.state_dict())
+
+
 def test_no_backbone_needs_no_rate() -> None:
     model = Ranker()
     model.backbone.requires_grad_(False)
@@ -385,6 +420,28 @@ def test_train_takes_batches_steps_and_callbacks() -> None:
         built.train(iter([batch(0)]), steps=2)
     with pytest.raises(ConfigError, match=r"give train\(batches=...\) or Ranker a training_batches\(\) method"):
         build_optimizer(Ranker()).train()
+
+
+def test_norms_of_the_last_gradient_are_measured_however_training_ends() -> None:
+    by_steps = build_optimizer(Ranker(), config()).train([batch(0), batch(1)], steps=2)
+    by_batches = build_optimizer(Ranker(), config()).train([batch(0), batch(1)])
+    norms = {key: value for key, value in by_steps.metrics.items() if key.startswith("gradient_norm")}
+    assert norms.keys() == {"gradient_norm", "gradient_norm/backbone", *(f"gradient_norm/{task}" for task in TASKS)}
+    assert norms.items() <= by_batches.metrics.items()
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.5, True, "3"])
+def test_train_refuses_what_is_no_number_of_steps(number: Any) -> None:
+    built = build_optimizer(Ranker(), config())
+    for name in ("steps", "accumulate_batches"):
+        with pytest.raises(ConfigError, match=f"^{name}: found {number!r}, allowed is a whole number of at least 1$"):
+            built.train([batch(0)], **{name: number})
+
+
+def test_a_model_that_is_a_table_has_the_embeddings_rate() -> None:
+    embeddings = OptimizerConfig.model_validate({"rowwise_adagrad": {}, "learning_rate": 0.5})
+    optimizer, _ = build_optimizer(nn.Embedding(3, 2), emb_optimizer_config=embeddings)
+    assert [(group["name"], group["lr"]) for group in optimizer.param_groups] == [("embeddings", 0.5)]
 
 
 def test_wrapped_models() -> None:

@@ -11,12 +11,13 @@ is the backbone. Groups are named after their tasks, and `backbone`, `embeddings
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
+from tml.core.config import parse_config
 from tml.core.distributed import unwrap
 from tml.core.errors import ConfigError
 from tml.core.training import Callback, TrainingConfig, TrainResult, TrainState, train
@@ -73,9 +74,13 @@ class BuiltOptimizer(_Pair):
             Steps, seconds and the latest metrics, such as `train/loss`.
 
         Raises:
-            ConfigError: there are no batches: none given, and the model does not offer any.
+            ConfigError: there are no batches: none given, and the model does not offer any; or a number of steps or of
+                batches a step that is not at least 1.
             UserError: the loss is not finite.
         """
+        for name, number in {"steps": steps, "accumulate_batches": accumulate_batches}.items():
+            if number is not None and (type(number) is not int or number < 1):
+                raise ConfigError(f"{name}: found {number!r}, allowed is a whole number of at least 1")
         if batches is not None:
             source: Callable[[], Iterable[Any]] = functools.partial(iter, batches)
         else:
@@ -91,15 +96,16 @@ class BuiltOptimizer(_Pair):
 
 def build_optimizer(
     model: nn.Module,
-    optimizer_config: RecapOptimizerConfig | None = None,
-    emb_optimizer_config: OptimizerConfig | None = None,
+    optimizer_config: RecapOptimizerConfig | Mapping[str, Any] | None = None,
+    emb_optimizer_config: OptimizerConfig | Mapping[str, Any] | None = None,
 ) -> BuiltOptimizer:
     """Build the optimizer and the learning-rate scheduler of a ranker.
 
     Args:
         model: any module, bare or wrapped in a loss, in DistributedDataParallel, in TorchRec's
             DistributedModelParallel or by `torch.compile`. Frozen parameters are left out.
-        optimizer_config: by default the published rates, or a single one where the model has no towers.
+        optimizer_config: a config, or a mapping of its fields as YAML gives it; by default the published rates, or a
+            single one where the model has no towers.
         emb_optimizer_config: algorithm and rate of all `nn.Embedding` and `nn.EmbeddingBag` tables, also those of
             TorchRec's collections; by default they learn with the module that they are in. Needed where tables are
             updated in backward, and then with the algorithm given to `apply_in_backward`.
@@ -117,6 +123,10 @@ def build_optimizer(
         >>> [group["name"] for group in optimizer.param_groups]
         ['backbone', 'is_click']
     """
+    if isinstance(optimizer_config, Mapping):
+        optimizer_config = parse_config(RecapOptimizerConfig, dict(optimizer_config), "optimizer_config")
+    if isinstance(emb_optimizer_config, Mapping):
+        emb_optimizer_config = parse_config(OptimizerConfig, dict(emb_optimizer_config), "emb_optimizer_config")
     towers = find_towers(model)
     config = optimizer_config or default_config(towers)
     configs: dict[str, OptimizerConfig] = {}
