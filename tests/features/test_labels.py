@@ -17,7 +17,7 @@ TWICE = [{"user_id": 1, "post_id": 1, "served_at": NOON, "tab": tab, "liked": ta
 
 def labels(config: LogConfig) -> list[tuple[int, float]]:
     with open_log(config) as log:
-        create_labels(log.connection, {"is_liked": TaskConfig(engagement="liked")}, log.has("engagements", "row"))
+        create_labels(log, {"is_liked": TaskConfig(engagement="liked")})
         return log.connection.execute("SELECT * FROM labels ORDER BY row").fetchall()
 
 

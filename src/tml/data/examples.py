@@ -74,6 +74,9 @@ class Schema:
         tasks: task → how its label was made.
         parts: the parts by name.
         log: fingerprint, rows, duplicates and span of the log that the examples were made from.
+        features: the feature config with every default written out, from which serving computes the same vectors.
+        statistics: of each continuous element in training, name of the statistic → values in the order of
+            `continuous`: mean, deviation, minimum, maximum, share of zeros, and those of sign(x)·log(1 + |x|).
     """
 
     continuous: list[str]
@@ -83,6 +86,8 @@ class Schema:
     parts: dict[str, Part]
     log: dict[str, Any]
     embeddings: dict[str, int] = field(default_factory=dict)
+    features: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, list[float]] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write `schema.json`."""
