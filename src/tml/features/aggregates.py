@@ -16,6 +16,9 @@ from tml.features.config import AggregateConfig, window_length
 from tml.features.lines import Array, Found, Instants, Line
 from tml.features.statistics import BLOCKS, NEVER, block_start, count, decayed, rate, rate_of_everyone, since
 
+ROWS_AT_A_TIME = 8192
+"""What is computed of so many rows stays in the processor's cache."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -102,23 +105,25 @@ class Aggregates:
             out: (rows, aggregates) float32.
         """
         moments = _Moments(instants, now)
-        everyone = lines[()]
-        all_of_it = Found(np.zeros(len(now), np.int64), np.ones(len(now), bool))
-        totals = everyone.before(all_of_it, moments.of(now))
-        prior = rate_of_everyone(totals[:, 1:].astype(np.float64), totals[:, :1].astype(np.float64))
+        everyone = _rates_of_everyone(lines[()], moments.before(0))
         first = 0
         for key, groups in self.keys.items():
             width = sum(len(group.kinds) for group in groups)
-            # Rows side by side on a time line share what is read of it.
+            # Rows that are side by side on a time line share what is read of it.
             order = np.argsort(packs[key], kind="stable")
-            rows = _Rows(lines[key], packs[key][order], moments, order, prior[order], self.smoothing)
-            values = np.empty((len(now), width), np.float32)
-            column = 0
-            for group in groups:
-                rows.write(group, values[:, column : column + len(group.kinds)])
-                column += len(group.kinds)
-            out[order, first : first + width] = values
+            for start in range(0, len(order), ROWS_AT_A_TIME):
+                chosen = order[start : start + ROWS_AT_A_TIME]
+                rows = _Rows(lines[key], packs[key], moments, everyone, self.smoothing, chosen)
+                out[chosen, first : first + width] = rows.values(groups, width)
             first += width
+
+
+def _rates_of_everyone(line: Line, instant: Array) -> Array:
+    """The rate of each engagement type in the whole log before each instant, (rows, types)."""
+    everyone = Found(np.zeros(len(instant), np.int64), np.ones(len(instant), bool))
+    totals = line.before(everyone, instant).astype(np.float64)
+    rates: Array = rate_of_everyone(totals[:, 1:], totals[:, :1])
+    return rates
 
 
 class _Moments:
@@ -146,22 +151,41 @@ class _Moments:
 
 
 class _Rows:
-    """Some rows on the time lines of one key, in the order of the key's values."""
+    """Some rows on the time lines of one key.
+
+    Args:
+        line: of the key.
+        packs: the key's value of every row.
+        moments: of every row.
+        everyone: the rate of everyone before every row.
+        smoothing: of the rates.
+        chosen: which rows these are.
+    """
 
     def __init__(
-        self, line: Line, pack: Array, moments: _Moments, order: Array, everyone: Array, smoothing: float
+        self, line: Line, packs: Array, moments: _Moments, everyone: Array, smoothing: float, chosen: Array
     ) -> None:
-        self.line, self.moments, self.order = line, moments, order
-        self.everyone, self.smoothing = everyone, smoothing
-        self.found = line.find(pack)
+        self.line, self.moments, self.chosen, self.smoothing = line, moments, chosen, smoothing
+        self.everyone = everyone[chosen]
+        self.found = line.find(packs[chosen])
         self.now = self._totals(moments.before(0))
         self._start: Array | None = None
         self._windows: dict[str, Array] = {}
 
+    def values(self, groups: Sequence[Group], width: int) -> Array:
+        """The values of groups side by side, (rows, width) float32."""
+        out = np.empty((len(self.chosen), width), np.float32)
+        column = 0
+        for group in groups:
+            self._write(group, out[:, column : column + len(group.kinds)])
+            column += len(group.kinds)
+        return out
+
     def _totals(self, instant: Array) -> Array:
-        return self.line.before(self.found, instant[self.order])
+        return self.line.before(self.found, instant[self.chosen])
 
     def start(self) -> Array:
+        """The totals before anything happened."""
         if self._start is None:
             self._start = self.line.start(self.found)
         return self._start
@@ -173,37 +197,38 @@ class _Rows:
             self._windows[window] = count(self.now, then)
         return self._windows[window]
 
-    def write(self, group: Group, out: Array) -> None:
-        """Write the values of a group: (rows, kinds of the group)."""
+    def _write(self, group: Group, out: Array) -> None:
         kinds = list(group.kinds)
-        if kinds == list(range(kinds[0], kinds[-1] + 1)):
-            chosen: slice | list[int] = slice(kinds[0], kinds[-1] + 1)
-            engaged: slice | list[int] = slice(kinds[0] - 1, kinds[-1])
-        else:
-            chosen, engaged = kinds, [kind - 1 for kind in kinds]
         if group.statistic == "count":
-            out[:] = self.window(group.length)[:, chosen]
+            out[:] = self.window(group.length)[:, _columns(kinds)]
         elif group.statistic == "rate":
             happened = self.window(group.length)
-            out[:] = rate(happened[:, chosen], happened[:, :1], self.everyone[:, engaged], self.smoothing)
+            everyone = self.everyone[:, _columns([kind - 1 for kind in kinds])]
+            out[:] = rate(happened[:, _columns(kinds)], happened[:, :1], everyone, self.smoothing)
         elif group.statistic == "since":
             self._write_since(kinds, out)
         else:
             self._write_decayed(_microseconds(group.length), kinds, out)
 
     def _write_since(self, kinds: list[int], out: Array) -> None:
-        now = self.moments.now[self.order]
+        now = self.moments.now[self.chosen]
         for column, kind in enumerate(kinds):
             last, there = self.line.last(self.now, self.start(), kind)
             out[:, column] = np.where(there, since(now, last), NEVER)
 
     def _write_decayed(self, half_life: int, kinds: list[int], out: Array) -> None:
-        now = self.moments.now[self.order]
+        now = self.moments.now[self.chosen]
         ends = [self.now] + [self._totals(self.moments.block(half_life, back)) for back in range(BLOCKS)]
         for column, kind in enumerate(kinds):
             totals = [self.line.weights(end, half_life, kind) for end in ends]
             sums = [later - earlier for later, earlier in itertools.pairwise(totals)]
             out[:, column] = decayed(sums, now, half_life)
+
+
+def _columns(numbers: list[int]) -> slice | list[int]:
+    """Numbers as a slice where they follow each other: a view is quicker than a copy."""
+    follow = numbers == list(range(numbers[0], numbers[-1] + 1))
+    return slice(numbers[0], numbers[-1] + 1) if follow else numbers
 
 
 def _lengths(block: AggregateConfig) -> list[tuple[str, str]]:

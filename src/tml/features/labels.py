@@ -46,7 +46,8 @@ def create_labels(log: Log, tasks: Mapping[str, TaskConfig]) -> None:
             conditions += [f"{time} <= {end}" for time in times]
         columns.append(f"CAST(coalesce(bool_or({' AND '.join(conditions)}), false) AS FLOAT) AS {quote(name)}")
     # Of two impressions of a post to a person at one moment, the later row is the latest: a join alone would pick any.
-    latest = "(SELECT user_id, post_id, served_at, max(row) AS row FROM impressions GROUP BY ALL)"
+    engaged = "FROM impressions SEMI JOIN engagements USING (user_id, post_id)"
+    latest = f"(SELECT user_id, post_id, served_at, max(row) AS row {engaged} GROUP BY ALL)"
     same = "e.user_id = i.user_id AND e.post_id = i.post_id AND e.engaged_at >= i.served_at"
     own = log.has("engagements", "row")
     found = (

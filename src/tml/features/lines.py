@@ -46,10 +46,12 @@ class Instants:
     """The distinct times at which anything happened, sorted, in microseconds since 1970."""
 
     def __init__(self, folder: Folder, batches: Iterable[pa.RecordBatch], events: int) -> None:
+        """Take the `happened_at` of all events, in order."""
         times, filled = folder.array((events,), np.int64), 0
         for batch in batches:
-            found = np.unique(batch["happened_at"].to_numpy())
-            found = found[1:] if filled and len(found) and found[0] == times[filled - 1] else found
+            sorted_times = batch["happened_at"].to_numpy()
+            new = np.concatenate([[not filled or sorted_times[0] != times[filled - 1]], np.diff(sorted_times) != 0])
+            found = sorted_times[new]
             times[filled : filled + len(found)] = found
             filled += len(found)
         self.times = times[:filled]
@@ -164,11 +166,11 @@ class Line:
 
     def _totals(self, found: Found, place: Array) -> Array:
         # All of the totals of an unknown value are those of place 0, so that every difference is 0.
-        place = np.where(found.known, place, 0)
+        place = place * found.known
         engaged = self.engaged[place]
         totals = np.empty((len(place), self.rows.shape[1] + 1), self.rows.dtype)
         totals[:, 0] = place - engaged
-        totals[:, 1:] = self.rows[engaged]
+        totals[:, 1:] = np.take(self.rows, engaged, axis=0)
         return totals
 
     def last(self, totals: Array, start: Array, kind: int) -> tuple[Array, Array]:

@@ -93,4 +93,4 @@ def _check_engagements(log: Log, wanted: list[str]) -> None:
 
 def _types(log: Log) -> str:
     history = " UNION SELECT type FROM history" if log.has("history") else ""
-    return f"SELECT type FROM (SELECT type FROM engagements{history}) ORDER BY 1"
+    return f"SELECT DISTINCT type FROM (SELECT type FROM engagements{history}) ORDER BY 1"
