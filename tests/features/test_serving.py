@@ -104,9 +104,7 @@ def test_what_a_request_gets_wrong_is_one_sentence(simulated: LogConfig, example
     schema = Schema.read(examples)
     table = pa.concat_tables(read_part(examples, "validation")).select(COLUMNS).slice(0, 3)
     with open_log(simulated) as log, open_features(log, schema) as features:
-        with pytest.raises(
-            DataError, match=r"candidates: no column position, needed are user_id, .*found are"
-        ):
+        with pytest.raises(DataError, match=r"candidates: no column position, needed are user_id, .*found are"):
             features.compute(table.drop_columns(["position"]))
         texts = table.set_column(0, "user_id", table["user_id"].cast(pa.string()))
         with pytest.raises(DataError, match=r"column user_id: found type string, allowed is the log's, BIGINT"):

@@ -82,7 +82,7 @@ class FeaturesConfig(BaseConfig):
         engagements: the engagement types that are counted; by default those of the tasks.
         windows: how far back is counted; by default 30m, 3d and 50d, and `all` where the log has a history.
         statistics: any of `count`, `rate`, `decayed` and `since`. By default `count` and `rate`, and where the windows
-            are left at null, too, `count` alone for the window of 30m.
+            are left at null, too, `count` alone for those of 30m and 3d.
         half_lives: after this long, `decayed` counts half.
         smoothing: a rate is (engagements + smoothing · rate of everyone so far) / (impressions + smoothing).
         aggregates: several products in place of the one of the fields above, which then fill what one leaves out.

@@ -18,15 +18,18 @@ CONTINUOUS: tuple[GraphFeature, ...] = ("common_follows",)
 
 
 def graph_features(log: Log, config: FeaturesConfig) -> tuple[GraphFeature, ...]:
-    """The graph features of a config, in order; `follows_author` is always there, 0 in a log without follows.
+    """The graph features of a config, in order; by default all, none in a log without follows.
 
     Raises:
         DataError: the config names some, but the log has no follows.
     """
     if config.graph and not log.has("follows"):
-        raise DataError("features.graph: found a log without a table follows, allowed is only null or []")
-    wanted = (*BINARY, *CONTINUOUS) if config.graph is None and log.has("follows") else config.graph or ()
-    return tuple(name for name in (*BINARY, *CONTINUOUS) if name in wanted or name == "follows_author")
+        raise DataError(
+            f"features.graph: found {', '.join(config.graph)} with a log that has no table follows, "
+            "allowed is only null or []"
+        )
+    wanted = config.graph if config.graph is not None else (*BINARY, *CONTINUOUS) * log.has("follows")
+    return tuple(name for name in (*BINARY, *CONTINUOUS) if name in wanted)
 
 
 def create_following(log: Log) -> None:
@@ -39,12 +42,16 @@ def create_following(log: Log) -> None:
         )
 
 
-def select_graph(features: Sequence[str], relation: str, has_follows: bool) -> tuple[dict[str, str], str]:
-    """SQL of graph features: name → expression, and the joins to impressions `i` of `relation` and the side `p`."""
-    if not has_follows:
-        return {"follows_author": "0"}, ""
-    expressions, joins = {}, _follow("f", "i.user_id", "p.author_id")
-    expressions["follows_author"] = "CAST(f.user_id IS NOT NULL AS INTEGER)"
+def select_graph(features: Sequence[str], relation: str) -> tuple[dict[str, str], str]:
+    """SQL of graph features: name → expression, and the joins to impressions `i` of `relation` and the side `p`.
+
+    `follows_author` is always there, and 0 where it is not among the features.
+    """
+    expressions, joins = {"follows_author": "0"}, ""
+    if "follows_author" in features or "mutual_follow" in features:
+        joins += _follow("f", "i.user_id", "p.author_id")
+    if "follows_author" in features:
+        expressions["follows_author"] = "CAST(f.user_id IS NOT NULL AS INTEGER)"
     if "mutual_follow" in features:
         joins += _follow("g", "p.author_id", "i.user_id")
         expressions["mutual_follow"] = "CAST(f.user_id IS NOT NULL AND g.user_id IS NOT NULL AS INTEGER)"

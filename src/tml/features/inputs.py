@@ -15,7 +15,7 @@ from tml.data.tables import quote
 from tml.features.aggregates import Aggregates
 from tml.features.config import FeaturesConfig
 from tml.features.events import create_lines
-from tml.features.graph import BINARY, create_following, select_graph
+from tml.features.graph import BINARY, create_following, graph_features, select_graph
 from tml.features.lines import Array, Folder
 from tml.features.sides import check_pack, create_sides
 from tml.features.static import MOMENT_VOCABULARIES, load_vocabularies, select_static, static_columns
@@ -47,6 +47,7 @@ class Inputs:
         load_vocabularies(log.connection, self.columns, vocabularies)
         self._codes = create_sides(log, self.aggregates.columns, self.columns)
         check_pack(self._codes, list(self.aggregates.keys))
+        self._graph_features = graph_features(log, config)
         create_following(log)
         self._instants, self._lines = create_lines(log, self.aggregates, self._codes, Folder(folder))
         self._static = select_static(self.columns)
@@ -103,7 +104,7 @@ class Inputs:
         )
 
     def _graph(self, relation: str) -> tuple[dict[str, str], str]:
-        return select_graph(self.config.graph or (), relation, self.log.has("follows"))
+        return select_graph(self._graph_features, relation)
 
 
 def _fill(out: Array, table: pa.Table, names: list[str]) -> None:

@@ -18,9 +18,10 @@ DEFAULT_KEYS = (
     ("topic",),
     ("user_id", "topic"),
 )
-SHORT_WINDOWS = ("30m",)
-LONG_WINDOWS = ("3d", "50d")
-"""The published windows. In half an hour a key is seen a few times at most: a rate would say nothing of its own."""
+COUNT_WINDOWS = ("30m", "3d")
+RATE_WINDOWS = ("50d",)
+"""The published windows. The ranker reads logarithms of counts, so that the rate of a window is little more to it than
+the difference of two; where most was seen, the smoothed rate has something of its own to say."""
 
 
 def resolve_features(log: Log, tasks: Mapping[str, TaskConfig], config: FeaturesConfig) -> FeaturesConfig:
@@ -44,7 +45,7 @@ def resolve_features(log: Log, tasks: Mapping[str, TaskConfig], config: Features
             "windows": None,
             "statistics": None,
             "aggregates": blocks,
-            "graph": graph_features(log, config) if log.has("follows") else (),
+            "graph": graph_features(log, config),
             "continuous": static.continuous,
             "discrete": static.discrete,
         }
@@ -58,11 +59,11 @@ def _blocks(log: Log, tasks: Mapping[str, TaskConfig], config: FeaturesConfig) -
     engagements = config.engagements
     if engagements is None:
         engagements = tuple(dict.fromkeys(task.engagement for task in tasks.values()))
-    long = (*LONG_WINDOWS, "all") if log.has("history") else LONG_WINDOWS
+    long = (*RATE_WINDOWS, "all") if log.has("history") else RATE_WINDOWS
     base = AggregateConfig(
         keys=keys or None,
         engagements=engagements,
-        windows=config.windows or (*SHORT_WINDOWS, *long),
+        windows=config.windows or (*COUNT_WINDOWS, *long),
         statistics=config.statistics or ("count", "rate"),
         half_lives=config.half_lives,
     )
@@ -72,7 +73,7 @@ def _blocks(log: Log, tasks: Mapping[str, TaskConfig], config: FeaturesConfig) -
     if not keys:
         return ()
     if config.windows is None and config.statistics is None:
-        short = base.model_copy(update={"windows": SHORT_WINDOWS, "statistics": ("count",)})
+        short = base.model_copy(update={"windows": COUNT_WINDOWS, "statistics": ("count",)})
         return short, base.model_copy(update={"windows": long})
     return (base,)
 
