@@ -65,4 +65,4 @@ def _line(
 
 
 def _batches(log: Log, query: str) -> Iterator[pa.RecordBatch]:
-    yield from log.connection.sql(query).to_arrow_reader(ROWS_PER_BATCH)
+    return (batch for batch in log.connection.sql(query).to_arrow_reader(ROWS_PER_BATCH) if len(batch))

@@ -22,8 +22,7 @@ from tml.data.config import TaskConfig
 from tml.data.log import Log
 from tml.data.tables import literal, quote
 from tml.features.split import Span
-
-IMPRESSED = "impressed_at"
+from tml.features.static import IMPRESSED
 
 
 def create_labels(log: Log, tasks: Mapping[str, TaskConfig]) -> None:

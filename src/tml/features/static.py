@@ -16,6 +16,9 @@ from tml.data.log import Log
 from tml.data.tables import quote
 from tml.features.config import FeaturesConfig
 
+IMPRESSED = "impressed_at"
+"""The column of impressions with the time at which a served post was seen."""
+
 _DAY = 86_400_000_000
 _NOW = "epoch_us(i.served_at)"
 
@@ -85,8 +88,8 @@ def _check(log: Log, kind: str, name: str) -> None:
     if table not in _ALIASES or not log.has(table, column):
         found = [f"{t}.{c}" for t in _ALIASES for c in log.tables.get(t, [])]
         raise DataError(f"features.{kind}: unknown column {name!r}, found are {', '.join(found)}")
-    if table == "impressions" and column in log.engagement_types():
-        raise DataError(f"features.{kind}: found {name!r}, which is a label and known only after the impression")
+    if table == "impressions" and column in (*log.engagement_types(), IMPRESSED):
+        raise DataError(f"features.{kind}: found {name!r}, which is known only after the impression was served")
     wanted = {"discrete": None, "ages": ("TIMESTAMP", "a time", "times")}
     target, is_not, allowed = wanted.get(kind, ("DOUBLE", "a number", "numbers")) or (None, "", "")
     if target:
