@@ -1,14 +1,23 @@
-"""Labels that are columns of the impressions stay with their row; those of a table go to the latest impression."""
+"""Labels stay with their row or go to the latest impression, in time, and seen; negatives are left out by share."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from features import logs
+from features.logs import START, with_anchors, write_log
+from reference import features as reference
+from tml.core.errors import DataError
 from tml.data.config import ImpressionsConfig, LogConfig, TaskConfig
 from tml.data.log import open_log
-from tml.features.labels import create_labels
+from tml.features.labels import create_labels, sample_negatives, select_labels
 
 NOON = datetime(2026, 1, 1, 12)
 # The same post to the same person twice at one moment, apart in another column.
@@ -17,7 +26,7 @@ TWICE = [{"user_id": 1, "post_id": 1, "served_at": NOON, "tab": tab, "liked": ta
 
 def labels(config: LogConfig) -> list[tuple[int, float]]:
     with open_log(config) as log:
-        create_labels(log.connection, {"is_liked": TaskConfig(engagement="liked")}, log.has("engagements", "row"))
+        create_labels(log, {"is_liked": TaskConfig(engagement="liked")})
         return log.connection.execute("SELECT * FROM labels ORDER BY row").fetchall()
 
 
@@ -33,3 +42,54 @@ def test_an_engagement_goes_to_the_last_of_impressions_at_one_moment(folder: Pat
     engaged = [{"user_id": 1, "post_id": 1, "type": "liked", "engaged_at": NOON}]
     pq.write_table(pa.Table.from_pylist(engaged), folder / "engagements.parquet")
     assert labels(LogConfig(path=folder)) == [(2, 1.0)]
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(logs.impressions, logs.engagements, st.data())
+def test_rectified_labels_are_what_the_slow_reference_says(
+    tmp_path_factory: pytest.TempPathFactory, served: Any, engaged: Any, data: st.DataObject
+) -> None:
+    tables = with_anchors(served, engaged)
+    # Seen before, at, soon after, long after the serving, or never.
+    delays = st.none() | st.sampled_from([-15, 0, 30, 120, 121, 600])
+    for impression in tables["impressions"]:
+        delay = data.draw(delays)
+        seen = None if delay is None else impression["served_at"] + timedelta(minutes=delay)
+        impression["impressed_at"] = seen
+    tasks = {
+        "is_like": TaskConfig(engagement="like"),
+        "is_reply": TaskConfig(engagement="reply", window_hours=2),
+    }
+    with open_log(write_log(tmp_path_factory.mktemp("log") / "log", tables)) as log:
+        create_labels(log, tasks)
+        found = log.connection.execute(select_labels(tasks, 0, log.rows - 1)).fetchall()
+        rows = log.connection.execute("SELECT user_id, post_id, served_at FROM impressions ORDER BY row").fetchall()
+    impressed = {(i["user_id"], i["post_id"], i["served_at"]): i for i in tables["impressions"]}
+    for row, values in zip(rows, found, strict=True):
+        for value, task in zip(values, tasks.values(), strict=True):
+            window = None if task.window_hours is None else timedelta(hours=task.window_hours)
+            args = (tables["impressions"], tables["engagements"], task.engagement, window)
+            assert value == reference.label(impressed[row], *args), row
+
+
+def test_a_time_of_being_seen_that_is_none_is_one_sentence(folder: Path) -> None:
+    impressions = [{"user_id": 1, "post_id": 1, "served_at": START, "impressed_at": 12}]
+    pq.write_table(pa.Table.from_pylist(impressions), folder / "impressions.parquet")
+    pq.write_table(pa.Table.from_pylist([{"post_id": 1, "author_id": 2}]), folder / "posts.parquet")
+    engaged = [{"user_id": 1, "post_id": 1, "type": "liked", "engaged_at": NOON}]
+    pq.write_table(pa.Table.from_pylist(engaged), folder / "engagements.parquet")
+    with pytest.raises(DataError, match="impressed_at: found what is not a time, allowed are ISO text and timestamps"):
+        labels(LogConfig(path=folder))
+
+
+def test_negatives_are_left_out_by_their_share_and_positives_never() -> None:
+    values = pa.array(np.tile([1, 0, 0, 0, 0], 4000).astype(np.float32))
+    table = pa.table({"rare": values, "all": values})
+    tasks = {"rare": TaskConfig(engagement="x", negative_sampling_rate=0.25), "all": TaskConfig(engagement="x")}
+    sampled = sample_negatives(table, tasks, seed=3, first=0)
+    rare = sampled["rare"].to_numpy()
+    assert sampled["all"].equals(table["all"])
+    assert (rare == 1).sum() == 4000
+    # Four standard deviations of 16,000 draws around a quarter.
+    assert (rare == 0).sum() == pytest.approx(4000, abs=4 * (16_000 * 0.25 * 0.75) ** 0.5)
+    assert np.isnan(rare).sum() == 16_000 - (rare == 0).sum()

@@ -1,156 +1,210 @@
 """Features and labels against a slow reference on random small logs, ties in time included; and nothing leaks."""
 
+import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, Phase, given, settings
 
+from features import logs
+from features.logs import AUTHOR, ENGAGEMENT, IMPRESSION, START, rows, with_anchors, write_log
 from reference import features as reference
-from tml.data.config import HistoryConfig, LogConfig, TaskConfig
+from tml.data.config import LogConfig, TaskConfig
 from tml.data.examples import Schema, read_part, vector_values
 from tml.data.log import open_log
 from tml.features.build import build_examples
-from tml.features.config import FeaturesConfig, SplitConfig, window_length
+from tml.features.config import AggregateConfig, FeaturesConfig, SplitConfig, duration, window_length
 
-START = datetime(2026, 1, 1)
 TASKS = {"is_like": TaskConfig(engagement="like"), "is_reply": TaskConfig(engagement="reply", window_hours=2)}
-FEATURES = FeaturesConfig(windows=("30m", "3h", "all"), smoothing=2.5, chunk_rows=7, vocabulary_minimum=1)
-
-# Few people, posts and moments, so that ties and repeated impressions are the rule.
-moment = st.integers(0, 40).map(lambda minutes: START + timedelta(minutes=15 * minutes))
-impression = st.tuples(st.integers(0, 3), st.integers(0, 4), moment)
-engagement = st.tuples(st.integers(0, 3), st.integers(0, 4), st.sampled_from(["like", "reply"]), moment)
-
-
-def rows(names: tuple[str, ...], values: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
-    return [dict(zip(names, value, strict=True)) for value in values]
-
-
-def write_log(
-    folder: Path,
-    impressions: list[dict[str, Any]],
-    engagements: list[dict[str, Any]],
-    history: list[dict[str, Any]] | None = None,
-) -> LogConfig:
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp = pa.timestamp("us", tz="UTC")
-    pq.write_table(
-        pa.Table.from_pylist(
-            impressions, pa.schema([("user_id", pa.int64()), ("post_id", pa.int64()), ("served_at", stamp)])
-        ),
-        folder / "impressions.parquet",
-    )
-    kinds = [("user_id", pa.int64()), ("post_id", pa.int64()), ("type", pa.string())]
-    pq.write_table(
-        pa.Table.from_pylist(engagements, pa.schema([*kinds, ("engaged_at", stamp)])), folder / "engagements.parquet"
-    )
-    posts = [{"post_id": i, "author_id": 100 + i % 2, "topic": "ab"[i % 2] if i < 4 else None} for i in range(5)]
-    pq.write_table(pa.Table.from_pylist(posts), folder / "posts.parquet")
-    if history is None:
-        return LogConfig(path=folder)
-    pq.write_table(pa.Table.from_pylist(history, pa.schema(kinds)), folder / "history.parquet")
-    return LogConfig(path=folder, history=HistoryConfig(ended_at=START.replace(tzinfo=UTC) - timedelta(hours=1)))
+KEYS = {
+    "user": ["user_id"],
+    "author": ["author_id"],
+    "post": ["post_id"],
+    "topic": ["topic"],
+    "language": ["language"],
+    "users_language": ["users.language"],
+    "user_author": ["user_id", "author_id"],
+    "user_topic": ["user_id", "topic"],
+    "author_topic": ["author_id", "topic"],
+    "user_topic_users_language": ["user_id", "topic", "users.language"],
+}
+FEATURES = FeaturesConfig(
+    keys=list(KEYS.values()),
+    windows=("30m", "3h", "all"),
+    statistics=("count", "rate", "decayed", "since"),
+    half_lives=("45m", "1w"),
+    smoothing=2.5,
+    ages=("users.signed_up_at",),
+    discrete=("posts.topic", "users.language"),
+    chunk_rows=7,
+    vocabulary_minimum=1,
+)
 
 
-def build(config: LogConfig, out: Path, split: SplitConfig) -> tuple[Schema, pa.Table]:
+def build(
+    config: LogConfig, out: Path, split: SplitConfig, features: FeaturesConfig = FEATURES
+) -> tuple[Schema, pa.Table]:
     with open_log(config) as log:
-        schema = build_examples(log, TASKS, FEATURES, split, out, seed=0, fingerprint="")
+        schema = build_examples(log, TASKS, features, split, out, seed=0, fingerprint="")
     return schema, pa.concat_tables([*read_part(out, "train"), *read_part(out, "validation")])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    st.lists(impression, min_size=2, max_size=30, unique=True),
-    st.lists(engagement, max_size=30, unique=True),
-    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.sampled_from(["impression", "like"])), max_size=8),
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # to shrink a log that is small anyway would take minutes
 )
+@given(logs.impressions, logs.engagements, logs.histories, logs.follows)
 def test_every_feature_and_label_is_what_the_slow_reference_says(
-    tmp_path_factory: pytest.TempPathFactory, served: Any, engaged: Any, before: Any
+    tmp_path_factory: pytest.TempPathFactory, served: Any, engaged: Any, before: Any, followed: Any
 ) -> None:
-    # Two impressions and two engagements that make the log one that can be split and trained on.
-    first, last = START - timedelta(minutes=1), START + timedelta(hours=20)
-    impressions = rows(("user_id", "post_id", "served_at"), [*served, (0, 0, first), (1, 1, last)])
-    extra = [(0, 0, "like", first + timedelta(seconds=1)), (0, 0, "reply", first + timedelta(seconds=1))]
-    engagements = rows(("user_id", "post_id", "type", "engaged_at"), [*engaged, *extra])
-    history = rows(("user_id", "post_id", "type"), list(dict.fromkeys(before)))
+    tables = with_anchors(served, engaged)
+    tables |= {"history": rows(logs.BEFORE, before), "follows": rows(logs.FOLLOW, followed)}
     folder = tmp_path_factory.mktemp("log")
-    config = write_log(folder / "log", impressions, engagements, history)
     split = SplitConfig(train_start=0.0, validation_start=(START + timedelta(hours=19)).replace(tzinfo=UTC))
-    schema, table = build(config, folder / "examples", split)
+    schema, table = build(write_log(folder / "log", tables), folder / "examples", split)
 
-    author = {i: 100 + i % 2 for i in range(5)}
-    topic = {i: "ab"[i % 2] if i < 4 else None for i in range(5)}
-    events = reference.events(impressions, engagements, history)
-    for event in events:
-        event |= {"author_id": author[event["post_id"]], "topic": topic[event["post_id"]]}
-    continuous = vector_values(table["continuous"])
-    offset = schema.continuous.index("user.impression.count.30m")
-    names = schema.continuous[offset:]
-    for row, example in enumerate(table.select(["user_id", "post_id", "served_at", *TASKS]).to_pylist()):
-        now = example["served_at"]
-        values = {**example, "author_id": author[example["post_id"]], "topic": topic[example["post_id"]]}
-        for number, name in enumerate(names):
-            key, kind, statistic, window = name.split(".")
-            columns = {c: values[c] for c in _columns(key)}
-            args = (events, columns, kind, now, window_length(window))
-            if None in columns.values():
-                expected = reference.rate([*events], {"user_id": -1}, *args[2:], 2.5) if statistic == "rate" else 0
-            else:
-                expected = reference.rate(*args, 2.5) if statistic == "rate" else reference.count(*args)
-            assert continuous[row, offset + number] == np.float32(expected), (name, example)
+    events = reference.events(tables["impressions"], tables["engagements"], tables["history"])
+    events = [{**event, **columns_of(event["user_id"], event["post_id"])} for event in events]
+    continuous = {name: vector_values(table["continuous"])[:, place] for place, name in enumerate(schema.continuous)}
+    binary = dict(zip(schema.binary, vector_values(table["binary"]).T, strict=True))
+    examples = table.select(["user_id", "post_id", "served_at", "position", *TASKS]).to_pylist()
+    for row, example in enumerate(examples):
+        for name, value in expected_aggregates(example, events).items():
+            close = pytest.approx(value, rel=3e-6, abs=1e-9) if ".decayed." in name else np.float32(value)
+            assert continuous[name][row] == close, (name, example)
+        for name, value in expected_others(example, tables["follows"]).items():
+            found = {**continuous, **binary}[name][row]
+            assert found == pytest.approx(float(value), rel=1e-6, abs=1e-6), (name, example)
         for task, spec in TASKS.items():
             window = None if spec.window_hours is None else timedelta(hours=spec.window_hours)
-            assert example[task] == reference.label(example, impressions, engagements, spec.engagement, window)
+            label = reference.label(example, tables["impressions"], tables["engagements"], spec.engagement, window)
+            assert example[task] == label
+    # Nothing is written that the reference has not looked at.
+    names = {*expected_aggregates(examples[0], events), *expected_others(examples[0], tables["follows"])}
+    assert names == {*schema.continuous, *schema.binary}
 
 
-def _columns(key: str) -> list[str]:
-    return [part if part == "topic" else f"{part}_id" for part in key.split("_")]
+def columns_of(user: int, post: int) -> dict[str, Any]:
+    """What a key may be made of."""
+    return {
+        "user_id": user,
+        "post_id": post,
+        "author_id": AUTHOR[post],
+        "topic": logs.TOPIC[post],
+        "language": logs.POST_LANGUAGE[post],
+        "users.language": logs.USER_LANGUAGE[user],
+    }
 
 
-def test_a_planted_future_engagement_moves_no_feature(tmp_path: Path) -> None:
+def expected_aggregates(example: dict[str, Any], events: list[dict[str, Any]]) -> dict[str, float]:
+    now, values = example["served_at"], columns_of(example["user_id"], example["post_id"])
+    priors = {kind: reference.everyone(events, kind, now) for kind in ("like", "reply")}
+    expected: dict[str, float] = {}
+    for key, columns in KEYS.items():
+        known = {c: values[c] for c in columns}
+        before = [] if None in known.values() else reference.of_key(events, known, now)
+        for kind in ("impression", "like", "reply"):
+            for text in ("30m", "3h", "all"):
+                window = window_length(text)
+                expected[f"{key}.{kind}.count.{text}"] = reference.count(before, kind, now, window)
+                if kind != "impression":
+                    rate = reference.rate(before, kind, now, window, priors[kind], 2.5)
+                    expected[f"{key}.{kind}.rate.{text}"] = rate
+            for text in ("45m", "1w"):
+                expected[f"{key}.{kind}.decayed.{text}"] = reference.decayed(before, kind, now, duration(text))
+            expected[f"{key}.{kind}.since.all"] = reference.since(before, kind, now)
+    return expected
+
+
+def expected_others(example: dict[str, Any], follows: list[dict[str, Any]]) -> dict[str, float]:
+    user, post, now = example["user_id"], example["post_id"], example["served_at"]
+    author, signed_up = AUTHOR[post], logs.SIGNED_UP[user]
+    hours = (now - datetime(1970, 1, 1)).total_seconds() / 3600
+    follows_author = reference.follows(follows, user, author, now)
+    return {
+        "age_seconds": max((now - START).total_seconds() - 420 * post, 0),
+        "position": example["position"],
+        "hour_sine": math.sin(2 * math.pi * hours / 24),
+        "hour_cosine": math.cos(2 * math.pi * hours / 24),
+        "week_sine": math.sin(2 * math.pi * hours / 168),
+        "week_cosine": math.cos(2 * math.pi * hours / 168),
+        "users.signed_up_at.age": (now - signed_up).total_seconds() if signed_up else 0,
+        "posts.length": 10.5 * post,
+        "common_follows": reference.common_follows(follows, user, author, now),
+        "follows_author": follows_author,
+        "mutual_follow": follows_author and reference.follows(follows, author, user, now),
+    }
+
+
+def test_a_planted_future_moves_no_feature(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     served = [
         (int(u), int(p), START + timedelta(minutes=int(m))) for u, p, m in random.integers(0, [4, 5, 600], (80, 3))
     ]
-    impressions = rows(("user_id", "post_id", "served_at"), list(dict.fromkeys(served)))
+    impressions = rows(IMPRESSION, list(dict.fromkeys(served)))
     liked = [(u, p, kind, t + timedelta(seconds=30)) for u, p, t in served[::2] for kind in ("like", "reply")]
-    names = ("user_id", "post_id", "type", "engaged_at")
+    followed = [(u, v, START + timedelta(minutes=150 * (u + v))) for u in range(4) for v in range(4)]
     split = SplitConfig(train_start=0.0, validation_start=0.8)
-    _, before = build(write_log(tmp_path / "a", impressions, rows(names, liked)), tmp_path / "ea", split)
+    tables = {"impressions": impressions, "engagements": rows(ENGAGEMENT, liked), "follows": []}
     cut = START + timedelta(minutes=300)
-    future = [
-        (u, p, kind, cut + timedelta(minutes=i))
-        for i in range(40)
-        for u in range(4)
-        for p in range(5)
-        for kind in ("like",)
-    ]
-    _, after = build(write_log(tmp_path / "b", impressions, rows(names, liked + future)), tmp_path / "eb", split)
+    early = [follow for follow in followed if follow[2] < cut]
+    _, before = build(
+        write_log(tmp_path / "a", {**tables, "follows": rows(logs.FOLLOW, early)}), tmp_path / "ea", split
+    )
+    future = [(u, p, "like", cut + timedelta(minutes=i)) for i in range(40) for u in logs.USERS for p in logs.POSTS]
+    planted = {
+        "engagements": rows(ENGAGEMENT, liked + future),
+        "follows": rows(logs.FOLLOW, [*early, *((u, v, cut) for u in range(4) for v in range(4))]),
+    }
+    _, after = build(write_log(tmp_path / "b", {**tables, **planted}), tmp_path / "eb", split)
 
-    at = np.array([time.replace(tzinfo=None) for time in before["served_at"].to_pylist()])
+    at = np.array(before["served_at"].to_pylist())
     for vector in ("continuous", "binary", "discrete"):
         old, new = vector_values(before[vector]), vector_values(after[vector])
-        # Strictly before: an engagement at the very moment of an impression is not yet known either.
+        # Strictly before: what happens at the very moment of an impression is not yet known either.
         np.testing.assert_array_equal(old[at <= cut], new[at <= cut])
-    old, new = vector_values(before["continuous"]), vector_values(after["continuous"])
-    assert (old[at > cut] != new[at > cut]).any(), "the planted engagements are seen by nobody, the test proves nothing"
+    for vector in ("continuous", "binary"):
+        old, new = vector_values(before[vector]), vector_values(after[vector])
+        assert (old[at > cut] != new[at > cut]).any(), "the planted future is seen by nobody, the test proves nothing"
 
 
 def test_an_example_does_not_see_its_own_label(tmp_path: Path) -> None:
     # One person, one post, shown once and liked at once: every count is still 0.
-    impressions = rows(("user_id", "post_id", "served_at"), [(0, 0, START), (1, 1, START + timedelta(hours=9))])
-    names = ("user_id", "post_id", "type", "engaged_at")
-    engagements = rows(names, [(0, 0, "like", START), (0, 0, "reply", START)])
-    schema, table = build(
-        write_log(tmp_path / "log", impressions, engagements), tmp_path / "ex", SplitConfig(train_start=0.0)
-    )
+    impressions = rows(IMPRESSION, [(0, 0, START), (1, 1, START + timedelta(hours=9))])
+    engagements = rows(ENGAGEMENT, [(0, 0, "like", START), (0, 0, "reply", START)])
+    log = write_log(tmp_path / "log", {"impressions": impressions, "engagements": engagements})
+    schema, table = build(log, tmp_path / "ex", SplitConfig(train_start=0.0))
     first = vector_values(table["continuous"])[0]
     counts = [value for name, value in zip(schema.continuous, first, strict=True) if ".count." in name]
     assert table["is_like"].to_pylist() == [1.0, 0.0]
     assert counts == [0.0] * len(counts)
+
+
+def test_chunks_and_the_order_of_blocks_change_nothing_but_the_order_of_columns(tmp_path: Path) -> None:
+    random = np.random.default_rng(1)
+    served = {
+        (int(u), int(p), START + timedelta(minutes=int(m))) for u, p, m in random.integers(0, [4, 5, 60], (90, 3))
+    }
+    liked = {(u, p, kind, t + timedelta(minutes=1)) for u, p, t in list(served)[::2] for kind in ("like", "reply")}
+    log = write_log(
+        tmp_path / "log",
+        {"impressions": rows(IMPRESSION, sorted(served)), "engagements": rows(ENGAGEMENT, sorted(liked))},
+    )
+    split = SplitConfig(train_start=0.0)
+    whole, table = build(log, tmp_path / "whole", split, FEATURES.model_copy(update={"chunk_rows": 1000}))
+    blocks = tuple(
+        AggregateConfig(keys=(key,), statistics=(statistic,), engagements=("like",))
+        for statistic in ("since", "rate", "count")
+        for key in (["user_id"], ["user_id", "author_id"])
+    )
+    some, part = build(log, tmp_path / "some", split, FEATURES.model_copy(update={"aggregates": blocks}))
+    places = [whole.continuous.index(name) for name in some.continuous]
+    np.testing.assert_array_equal(vector_values(part["continuous"]), vector_values(table["continuous"])[:, places])
+    assert "user_author.like.rate.3h" in some.continuous
+    assert not any("reply" in name or "decayed" in name for name in some.continuous)

@@ -74,6 +74,9 @@ class Schema:
         tasks: task → how its label was made.
         parts: the parts by name.
         log: fingerprint, rows, duplicates and span of the log that the examples were made from.
+        features: the feature config with every default written out, from which serving computes the same vectors.
+        statistics: of each continuous element in training, name of the statistic → values in the order of
+            `continuous`: mean, deviation, minimum, maximum, share of zeros, and those of sign(x)·log(1 + |x|).
     """
 
     continuous: list[str]
@@ -83,6 +86,8 @@ class Schema:
     parts: dict[str, Part]
     log: dict[str, Any]
     embeddings: dict[str, int] = field(default_factory=dict)
+    features: dict[str, Any] = field(default_factory=dict)
+    statistics: dict[str, list[float]] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
         """Write `schema.json`."""
@@ -142,8 +147,15 @@ class ExampleWriter:
     def write(self, table: pa.Table) -> None:
         """Write a table as the next shard."""
         name = f"{self.part}/part-{len(self.shards):05d}.parquet"
+        # Dictionaries and statistics of long vectors cost a third of the time, and no reader has use for them.
         pq.write_table(
-            table, self.folder / name, row_group_size=ROWS_PER_GROUP, compression="zstd", compression_level=1
+            table,
+            self.folder / name,
+            row_group_size=ROWS_PER_GROUP,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=list(KEYS),
+            write_statistics=list(KEYS),
         )
         self.shards[name] = table.num_rows
 

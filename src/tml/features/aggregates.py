@@ -1,24 +1,38 @@
-"""Point-in-time aggregates: how often, and at what rate, a key was engaged with before an impression.
+"""Point-in-time aggregates: how often, at what rate and how lately a key was engaged with before an impression.
 
-For a key (a user, a user and an author, …) every event in the log falls on a point of the key's own time line. Running
-totals along it, computed once, answer every window: what happened in [t - w, t) is the total before t less the total
-before t - w, and each of the two is one ASOF join. An engagement is an event of its own time, not of its impression's.
-
-    count  events in the window, strictly before served_at
-    rate   (engagements in the window + s · p) / (impressions in the window + s), p = everyone's rate so far
+An aggregate is a key (a user, a user and an author, …), an engagement, a statistic and a length of time, and is named
+so: `user_author.favorited.rate.3d`. For `decayed` the length is the half-life; `since` always has `all`. An engagement
+is an event of its own time, not of its impression's. `tml.features.statistics` defines the values.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import duckdb
+import numpy as np
 
 from tml.data.log import IMPRESSION
-from tml.data.tables import literal, quote
-from tml.features.config import window_length
+from tml.features.config import AggregateConfig, window_length
+from tml.features.lines import Array, Found, Instants, Line
+from tml.features.statistics import BLOCKS, NEVER, block_start, count, decayed, rate, rate_of_everyone, since
 
-BEFORE_THE_LOG = "TIMESTAMP '1970-01-01'"
-"""When the history is taken to have happened: before every impression, and outside every window but `all`."""
+ROWS_AT_A_TIME = 8192
+"""What is computed of so many rows stays in the processor's cache."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Columns side by side: one statistic over one length of time, of each of some kinds of events.
+
+    Attributes:
+        statistic: `count`, `rate`, `decayed` or `since`.
+        length: a window, or a half-life.
+        kinds: 0 is an impression, i + 1 the engagement type i.
+    """
+
+    statistic: str
+    length: str
+    kinds: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -26,107 +40,219 @@ class Aggregates:
     """The aggregates of one config.
 
     Attributes:
-        keys: the columns of each key.
+        keys: key → its groups, in the order of the columns.
         types: the engagement types.
-        windows: as `1d`, or `all`.
         smoothing: impressions' worth of everyone's rate in a rate.
     """
 
-    keys: tuple[tuple[str, ...], ...]
+    keys: Mapping[tuple[str, ...], tuple[Group, ...]]
     types: tuple[str, ...]
-    windows: tuple[str, ...]
     smoothing: float
 
-    def names(self, key: tuple[str, ...]) -> list[str]:
-        """The names of a key's features in order, as `user_author.favorited.rate.1d`."""
-        return [
-            f"{key_name(key)}.{kind}.{what}.{window}" for window in self.windows for kind, what in self._statistics()
-        ]
+    @classmethod
+    def of(cls, blocks: Sequence[AggregateConfig], smoothing: float) -> "Aggregates":
+        """The aggregates of blocks in which nothing is left at null; what two of them name is there once."""
+        types = tuple(dict.fromkeys(t for block in blocks for t in block.engagements or () if t != IMPRESSION))
+        columns: dict[tuple[str, ...], dict[tuple[str, str, int], None]] = {}
+        for block in blocks:
+            engaged = tuple(types.index(t) + 1 for t in block.engagements or () if t != IMPRESSION)
+            for key in block.keys or ():
+                for statistic, length in _lengths(block):
+                    kinds = engaged if statistic == "rate" else (0, *engaged)
+                    columns.setdefault(key, {}).update({(statistic, length, kind): None for kind in kinds})
+        return cls({key: _grouped(list(found)) for key, found in columns.items()}, types, smoothing)
 
-    def _statistics(self) -> list[tuple[str, str]]:
-        counts = [(kind, "count") for kind in (IMPRESSION, *self.types)]
-        return counts + [(kind, "rate") for kind in self.types]
+    @property
+    def columns(self) -> list[str]:
+        """Every column that a key is made of, once."""
+        return list(dict.fromkeys(column for key in self.keys for column in key))
 
-    def create(self, connection: duckdb.DuckDBPyConnection, has_history: bool) -> None:
-        """Make the running totals of every key, and everyone's, out of the tables of an open log and `served`.
-
-        `served` has a row an impression with `row`, `served_at` and every column that a key names; everyone's rate so
-        far of each engagement type is added to it.
-        """
-        columns = sorted({column for key in self.keys for column in key} | {"user_id", "post_id"})
-        kinds = ", ".join(literal(kind) for kind in self.types)
-        # What an engagement's other columns are is read from its post and user, as for impressions.
-        parts = [
-            f"SELECT served_at AS happened_at, {literal(IMPRESSION)} AS type, user_id, post_id FROM impressions",
-            f"SELECT engaged_at, type, user_id, post_id FROM engagements WHERE type IN ({kinds})",
-        ]
-        if has_history:
-            kept = f"{literal(IMPRESSION)}, {kinds}"
-            parts.append(f"SELECT {BEFORE_THE_LOG}, type, user_id, post_id FROM history WHERE type IN ({kept})")
-        connection.execute(
-            f"CREATE OR REPLACE TEMP VIEW events AS SELECT happened_at, type, {', '.join(map(quote, columns))} "
-            f"FROM ({' UNION ALL '.join(parts)}) "
-            "LEFT JOIN post_columns USING (post_id) LEFT JOIN user_columns USING (user_id)"
-        )
-        for key in ((), *self.keys):
-            self._create_totals(connection, key)
-        # One engagement in fifty impressions is what is assumed of everyone before anything was seen.
-        everyone = "".join(
-            f", (coalesce(e.n{i}, 0) + 1e0) / (coalesce(e.n0, 0) + 50e0) AS everyone{i}"
-            for i in range(1, len(self.types) + 1)
-        )
-        connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE served AS SELECT s.*{everyone} FROM served s "
-            f"ASOF LEFT JOIN {_totals(())} e ON s.served_at > e.happened_at ORDER BY s.row"
-        )
-
-    def _create_totals(self, connection: duckdb.DuckDBPyConnection, key: tuple[str, ...]) -> None:
+    @property
+    def names(self) -> list[str]:
+        """The names of all aggregates, in order."""
         kinds = (IMPRESSION, *self.types)
-        columns = "".join(f"{quote(c)}, " for c in key)
-        known = " AND ".join(f"{quote(c)} IS NOT NULL" for c in key) or "true"
-        counted = ", ".join(f"count(*) FILTER (type = {literal(kind)}) AS n{i}" for i, kind in enumerate(kinds))
-        summed = ", ".join(f"CAST(sum(n{i}) OVER line AS BIGINT) AS n{i}" for i in range(len(kinds)))
-        partition = f"PARTITION BY {columns.rstrip(', ')} " if key else ""
-        connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE {_totals(key)} AS SELECT {columns}happened_at, {summed} "
-            f"FROM (SELECT {columns}happened_at, {counted} FROM events WHERE {known} GROUP BY ALL) "
-            f"WINDOW line AS ({partition}ORDER BY happened_at ROWS UNBOUNDED PRECEDING)"
-        )
+        return [
+            f"{key_name(key)}.{kinds[kind]}.{group.statistic}.{group.length}"
+            for key, groups in self.keys.items()
+            for group in groups
+            for kind in group.kinds
+        ]
 
-    def select(self, key: tuple[str, ...], first: int, last: int) -> str:
-        """SQL that gives, in the order of `row`, one FLOAT array a row of `served` from `first` to `last`."""
-        totals = _totals(key)
-        matches = "".join(f"s.{quote(c)} = {{0}}.{quote(c)} AND " for c in key)
-        joins = [f"ASOF LEFT JOIN {totals} now ON {matches.format('now')}s.served_at > now.happened_at"]
-        for i, window in enumerate(self.windows):
-            length = window_length(window)
-            if length is not None:
-                earlier = f"s.served_at - INTERVAL '{int(length.total_seconds())} seconds'"
-                joins.append(f"ASOF LEFT JOIN {totals} w{i} ON {matches.format(f'w{i}')}{earlier} > w{i}.happened_at")
-        values = [value for i, window in enumerate(self.windows) for value in self._values(i, window)]
-        return (
-            f"SELECT array_value({', '.join(values)}) AS features "
-            f"FROM (SELECT * FROM served WHERE row BETWEEN {first} AND {last}) s {' '.join(joins)} ORDER BY s.row"
-        )
+    def half_lives(self, key: tuple[str, ...]) -> list[int]:
+        """The half-lives of a key's decayed counts, in microseconds."""
+        groups = self.keys.get(key, ())
+        return list(dict.fromkeys(_microseconds(g.length) for g in groups if g.statistic == "decayed"))
 
-    def _values(self, index: int, window: str) -> list[str]:
-        def count(i: int) -> str:
-            total = f"coalesce(now.n{i}, 0)"
-            return total if window == "all" else f"({total} - coalesce(w{index}.n{i}, 0))"
+    def has_since(self, key: tuple[str, ...]) -> bool:
+        """Whether a key has times since the last event."""
+        return any(group.statistic == "since" for group in self.keys.get(key, ()))
 
-        def rate(i: int) -> str:
-            smoothing = f"CAST({self.smoothing!r} AS DOUBLE)"
-            return f"({count(i)} + {smoothing} * everyone{i}) / ({count(0)} + {smoothing})"
+    def compute(
+        self,
+        lines: Mapping[tuple[str, ...], Line],
+        packs: Mapping[tuple[str, ...], Array],
+        instants: Instants,
+        now: Array,
+        out: Array,
+    ) -> None:
+        """Write every aggregate of some rows.
 
-        engagements = range(1, len(self.types) + 1)
-        values = [count(i) for i in (0, *engagements)] + [rate(i) for i in engagements]
-        return [f"CAST({value} AS FLOAT)" for value in values]
+        Args:
+            lines: key → its time lines, those of everyone under the empty key.
+            packs: key → each row's value as one number, -1 where it is not known.
+            instants: of the log.
+            now: (rows), the time of each in microseconds.
+            out: (rows, aggregates) float32.
+        """
+        moments = _Moments(instants, now)
+        everyone = _rates_of_everyone(lines[()], moments.before(0))
+        first = 0
+        for key, groups in self.keys.items():
+            width = sum(len(group.kinds) for group in groups)
+            # Rows that are side by side on a time line share what is read of it.
+            order = np.argsort(packs[key], kind="stable")
+            for start in range(0, len(order), ROWS_AT_A_TIME):
+                chosen = order[start : start + ROWS_AT_A_TIME]
+                rows = _Rows(lines[key], packs[key], moments, everyone, self.smoothing, chosen)
+                out[chosen, first : first + width] = rows.values(groups, width)
+            first += width
 
 
-def _totals(key: tuple[str, ...]) -> str:
-    return quote(f"totals_{key_name(key)}")
+def _rates_of_everyone(line: Line, instant: Array) -> Array:
+    """The rate of each engagement type in the whole log before each instant, (rows, types)."""
+    everyone = Found(np.zeros(len(instant), np.int64), np.ones(len(instant), bool))
+    totals = line.before(everyone, instant).astype(np.float64)
+    rates: Array = rate_of_everyone(totals[:, 1:], totals[:, :1])
+    return rates
+
+
+class _Moments:
+    """The times at which totals are looked up, as instants: found once for all keys."""
+
+    def __init__(self, instants: Instants, now: Array) -> None:
+        self.instants, self.now = instants, now
+        self._found: dict[tuple[str, int], Array] = {}
+
+    def of(self, times: Array) -> Array:
+        return self.instants.before(times)
+
+    def before(self, length: int) -> Array:
+        """The instants `length` microseconds before now."""
+        return self._once(("window", length), lambda: self.now - length)
+
+    def block(self, half_life: int, back: int) -> Array:
+        """The instants at which a block of the decayed count starts."""
+        return self._once((f"block {back}", half_life), lambda: block_start(self.now, half_life, back))
+
+    def _once(self, name: tuple[str, int], times: Callable[[], Array]) -> Array:
+        if name not in self._found:
+            self._found[name] = self.of(times())
+        return self._found[name]
+
+
+class _Rows:
+    """Some rows on the time lines of one key.
+
+    Args:
+        line: of the key.
+        packs: the key's value of every row.
+        moments: of every row.
+        everyone: the rate of everyone before every row.
+        smoothing: of the rates.
+        chosen: which rows these are.
+    """
+
+    def __init__(
+        self, line: Line, packs: Array, moments: _Moments, everyone: Array, smoothing: float, chosen: Array
+    ) -> None:
+        self.line, self.moments, self.chosen, self.smoothing = line, moments, chosen, smoothing
+        self.everyone = everyone[chosen]
+        self.found = line.find(packs[chosen])
+        self.now = self._totals(moments.before(0))
+        self._start: Array | None = None
+        self._windows: dict[str, Array] = {}
+
+    def values(self, groups: Sequence[Group], width: int) -> Array:
+        """The values of groups side by side, (rows, width) float32."""
+        out = np.empty((len(self.chosen), width), np.float32)
+        column = 0
+        for group in groups:
+            self._write(group, out[:, column : column + len(group.kinds)])
+            column += len(group.kinds)
+        return out
+
+    def _totals(self, instant: Array) -> Array:
+        return self.line.before(self.found, instant[self.chosen])
+
+    def start(self) -> Array:
+        """The totals before anything happened."""
+        if self._start is None:
+            self._start = self.line.start(self.found)
+        return self._start
+
+    def window(self, window: str) -> Array:
+        """What happened in a window: (rows, kinds)."""
+        if window not in self._windows:
+            then = self.start() if window == "all" else self._totals(self.moments.before(_microseconds(window)))
+            self._windows[window] = count(self.now, then)
+        return self._windows[window]
+
+    def _write(self, group: Group, out: Array) -> None:
+        kinds = list(group.kinds)
+        if group.statistic == "count":
+            out[:] = self.window(group.length)[:, _columns(kinds)]
+        elif group.statistic == "rate":
+            happened = self.window(group.length)
+            everyone = self.everyone[:, _columns([kind - 1 for kind in kinds])]
+            out[:] = rate(happened[:, _columns(kinds)], happened[:, :1], everyone, self.smoothing)
+        elif group.statistic == "since":
+            self._write_since(kinds, out)
+        else:
+            self._write_decayed(_microseconds(group.length), kinds, out)
+
+    def _write_since(self, kinds: list[int], out: Array) -> None:
+        now = self.moments.now[self.chosen]
+        for column, kind in enumerate(kinds):
+            last, there = self.line.last(self.now, self.start(), kind)
+            out[:, column] = np.where(there, since(now, last), NEVER)
+
+    def _write_decayed(self, half_life: int, kinds: list[int], out: Array) -> None:
+        now = self.moments.now[self.chosen]
+        ends = [self.now] + [self._totals(self.moments.block(half_life, back)) for back in range(BLOCKS)]
+        for column, kind in enumerate(kinds):
+            totals = [self.line.weights(end, half_life, kind) for end in ends]
+            sums = [later - earlier for later, earlier in itertools.pairwise(totals)]
+            out[:, column] = decayed(sums, now, half_life)
+
+
+def _columns(numbers: list[int]) -> slice | list[int]:
+    """Numbers as a slice where they follow each other: a view is quicker than a copy."""
+    follow = numbers == list(range(numbers[0], numbers[-1] + 1))
+    return slice(numbers[0], numbers[-1] + 1) if follow else numbers
+
+
+def _lengths(block: AggregateConfig) -> list[tuple[str, str]]:
+    """The pairs of statistic and length of a block: window by window, then what has none."""
+    given = block.statistics or ()
+    windowed = [s for s in ("count", "rate") if s in given]
+    pairs = [(str(s), window) for window in block.windows or () for s in windowed]
+    pairs += [("decayed", half_life) for half_life in block.half_lives or () if "decayed" in given]
+    return pairs + [("since", "all")] * ("since" in given)
+
+
+def _grouped(columns: list[tuple[str, str, int]]) -> tuple[Group, ...]:
+    kinds: dict[tuple[str, str], list[int]] = {}
+    for statistic, length, kind in columns:
+        kinds.setdefault((statistic, length), []).append(kind)
+    return tuple(Group(statistic, length, tuple(found)) for (statistic, length), found in kinds.items())
+
+
+def _microseconds(length: str) -> int:
+    window = window_length(length)
+    assert window is not None
+    return int(window.total_seconds()) * 1_000_000
 
 
 def key_name(key: Sequence[str]) -> str:
     """A key as names write it: `user_author` for user_id and author_id."""
-    return "_".join(column.removesuffix("_id") for column in key) or "everyone"
+    return "_".join(column.removesuffix("_id").replace(".", "_") for column in key)

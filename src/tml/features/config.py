@@ -3,53 +3,110 @@
 import itertools
 import re
 from datetime import datetime, timedelta
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from tml.core.config import BaseConfig, UtcDatetime
 
-_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_LONGEST = timedelta(days=36_525)
 
 
-def _check_window(value: str) -> str:
-    if value != "all" and not re.fullmatch(r"[1-9]\d*[mhd]", value):
-        raise ValueError("allowed is a whole number of minutes, hours or days, as 30m, 12h or 3d, or all")
+def _is_duration(value: str) -> bool:
+    # Eight digits of any unit still fit what a timedelta can hold.
+    return re.fullmatch(r"[1-9]\d{0,7}[smhdw]", value) is not None and duration(value) <= _LONGEST
+
+
+def _check_duration(value: str) -> str:
+    if not _is_duration(value):
+        raise ValueError(
+            "allowed is a whole number of seconds, minutes, hours, days or weeks, as 90s, 30m, 12h, 3d or 2w"
+        )
     return value
 
 
+def _check_window(value: str) -> str:
+    if value != "all" and not _is_duration(value):
+        raise ValueError(
+            "allowed is a whole number of seconds, minutes, hours, days or weeks, as 90s, 30m, 12h, 3d or 2w, or all"
+        )
+    return value
+
+
+Duration = Annotated[str, AfterValidator(_check_duration)]
+"""A length of time: `90s`, `30m`, `12h`, `3d`, `2w`."""
 Window = Annotated[str, AfterValidator(_check_window)]
 """A length of time before an impression: `30m`, `12h`, `3d`, or `all`."""
+Key = Annotated[tuple[str, ...], Field(min_length=1)]
+"""The columns that a key is made of, as `[user_id, author_id]`."""
+Statistic = Literal["count", "rate", "decayed", "since"]
+"""What is told of the engagements of a key; `tml.features.statistics` has the formulas."""
+GraphFeature = Literal["follows_author", "mutual_follow", "common_follows"]
+
+
+def duration(text: str) -> timedelta:
+    """The length of a duration."""
+    return timedelta(**{_UNITS[text[-1]]: int(text[:-1])})
 
 
 def window_length(window: str) -> timedelta | None:
     """The length of a window; None for `all`."""
-    return None if window == "all" else timedelta(**{_UNITS[window[-1]]: int(window[:-1])})
+    return None if window == "all" else duration(window)
+
+
+class AggregateConfig(BaseConfig):
+    """Keys, each with engagements, windows and statistics. What is left at null is as the features say for all.
+
+    Attributes:
+        keys: columns of posts or users, one list a key.
+        engagements: the engagement types; impressions are counted beside them.
+        windows: how far back `count` and `rate` look.
+        statistics: any of `count`, `rate`, `decayed` and `since`.
+        half_lives: of `decayed`.
+    """
+
+    keys: tuple[Key, ...] | None = Field(None, min_length=1)
+    engagements: tuple[str, ...] | None = None
+    windows: tuple[Window, ...] | None = Field(None, min_length=1)
+    statistics: tuple[Statistic, ...] | None = Field(None, min_length=1)
+    half_lives: tuple[Duration, ...] | None = Field(None, min_length=1)
 
 
 class FeaturesConfig(BaseConfig):
     """The features of an example. What is left at null is taken from what the log has.
 
     Attributes:
-        keys: what counts and rates are kept for: columns of impressions, posts or users, one list a key. By default
-            user, author, post, user and author, topic, user and topic, as far as the log has them.
+        keys: what is counted for: columns of posts or users, one list a key; `users.language` where both have the
+            column. By default user, author, post, user and author, topic, user and topic, as far as the log has them.
         engagements: the engagement types that are counted; by default those of the tasks.
-        windows: how far back is counted.
+        windows: how far back is counted; by default 30m, 3d and 50d, and `all` where the log has a history.
+        statistics: any of `count`, `rate`, `decayed` and `since`. By default `count` and `rate`, and where the windows
+            are left at null, too, `count` alone for those of 30m and 3d.
+        half_lives: after this long, `decayed` counts half.
         smoothing: a rate is (engagements + smoothing · rate of everyone so far) / (impressions + smoothing).
+        aggregates: several products in place of the one of the fields above, which then fill what one leaves out.
+        graph: what follows tell of viewer and author; by default all of it where the log has follows.
+        ages: columns with a time, as `users.created_at`: seconds from it to the impression.
         continuous, binary, discrete: static columns as `posts.length` or `users.language`.
         vocabulary_minimum: a discrete value that occurs less often in training is read as unknown.
         chunk_rows: impressions computed at a time, which bounds the memory.
     """
 
-    keys: tuple[tuple[str, ...], ...] | None = None
+    keys: tuple[Key, ...] | None = None
     engagements: tuple[str, ...] | None = None
-    windows: tuple[Window, ...] = Field(("1d", "all"), min_length=1)
+    windows: tuple[Window, ...] | None = Field(None, min_length=1)
+    statistics: tuple[Statistic, ...] | None = Field(None, min_length=1)
+    half_lives: tuple[Duration, ...] = Field(("1d",), min_length=1)
     smoothing: float = Field(10.0, gt=0)
+    aggregates: tuple[AggregateConfig, ...] | None = None
+    graph: tuple[GraphFeature, ...] | None = None
+    ages: tuple[str, ...] = ()
     continuous: tuple[str, ...] | None = None
     binary: tuple[str, ...] = ()
     discrete: tuple[str, ...] | None = None
     vocabulary_minimum: int = Field(5, ge=1)
-    chunk_rows: int = Field(200_000, ge=1)
+    chunk_rows: int = Field(131_072, ge=1)
 
 
 def _check_instant(value: datetime | float) -> datetime | float:

@@ -1,37 +1,118 @@
 """Labels: which impression an engagement belongs to, and whether it came in time.
 
 An engagement belongs to the latest impression of the same post to the same person at or before it. Later than the
-task's window after that impression, it does not count. An inline label belongs to its own row.
+task's window after that impression was served, it does not count. An inline label belongs to its own row.
+
+**Rectified.** A post that is served is not seen at once, or ever. Where the impressions have a time `impressed_at`
+beside `served_at`, an engagement counts only if both it and the impression lie within the window from the serving on;
+without a window, if the post was seen at all.
+
+**Down-sampled.** Training keeps a share of a task's negatives; the labels of the others do not count there. The share
+is in the dataset's schema, and the probabilities are corrected for it after the model, once.
 """
 
 from collections.abc import Mapping
 
 import duckdb
+import numpy as np
+import pyarrow as pa
 
+from tml.core.errors import DataError
 from tml.data.config import TaskConfig
+from tml.data.log import Log
 from tml.data.tables import literal, quote
+from tml.features.split import Span
+from tml.features.static import IMPRESSED
 
 
-def create_labels(connection: duckdb.DuckDBPyConnection, tasks: Mapping[str, TaskConfig], inline: bool) -> None:
-    """Make the table `labels`: `row` and one FLOAT column (0 or 1) a task, for impressions that have any engagement."""
+def create_labels(log: Log, tasks: Mapping[str, TaskConfig]) -> None:
+    """Make the table `labels`: `row` and one FLOAT column (0 or 1) a task, for impressions that have any engagement.
+
+    Raises:
+        DataError: the impressions have an `impressed_at` that is no time.
+    """
+    rectified = log.has("impressions", IMPRESSED)
+    if rectified:
+        _check_impressed(log.connection)
     columns = []
     for name, task in tasks.items():
-        condition = f"e.type = {literal(task.engagement)}"
+        conditions = [f"e.type = {literal(task.engagement)}"]
+        times = ["e.engaged_at", f"CAST(i.{IMPRESSED} AS TIMESTAMP)"] if rectified else ["e.engaged_at"]
+        if rectified:
+            conditions.append(f"{times[1]} >= i.served_at")
         if task.window_hours is not None:
-            condition += f" AND e.engaged_at <= i.served_at + INTERVAL '{round(task.window_hours * 3600)} seconds'"
-        columns.append(f"CAST(bool_or({condition}) AS FLOAT) AS {quote(name)}")
+            end = f"i.served_at + INTERVAL '{round(task.window_hours * 3600)} seconds'"
+            conditions += [f"{time} <= {end}" for time in times]
+        columns.append(f"CAST(coalesce(bool_or({' AND '.join(conditions)}), false) AS FLOAT) AS {quote(name)}")
     # Of two impressions of a post to a person at one moment, the later row is the latest: a join alone would pick any.
-    latest = "(SELECT user_id, post_id, served_at, max(row) AS row FROM impressions GROUP BY ALL)"
+    engaged = "FROM impressions SEMI JOIN engagements USING (user_id, post_id)"
+    latest = f"(SELECT user_id, post_id, served_at, max(row) AS row {engaged} GROUP BY ALL)"
     same = "e.user_id = i.user_id AND e.post_id = i.post_id AND e.engaged_at >= i.served_at"
-    join = "JOIN impressions i USING (row)" if inline else f"ASOF JOIN {latest} i ON {same}"
-    connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE labels AS SELECT i.row, {', '.join(columns)} "
-        f"FROM engagements e {join} GROUP BY i.row"
+    own = log.has("engagements", "row")
+    found = (
+        "engagements"
+        if own
+        else f"(SELECT e.type, e.engaged_at, i.row FROM engagements e ASOF JOIN {latest} i ON {same})"
     )
+    log.connection.execute(
+        f"CREATE OR REPLACE TEMP TABLE labels AS SELECT row, {', '.join(columns)} "
+        f"FROM {found} e JOIN impressions i USING (row) GROUP BY row ORDER BY row"
+    )
+
+
+def _check_impressed(connection: duckdb.DuckDBPyConnection) -> None:
+    try:
+        connection.execute(f"SELECT max(CAST({IMPRESSED} AS TIMESTAMP)) FROM impressions").fetchall()
+    except duckdb.Error:
+        raise DataError(
+            f"log.impressions: column {IMPRESSED}: found what is not a time, allowed are ISO text and timestamps"
+        ) from None
+
+
+def check_tasks(log: Log, tasks: Mapping[str, TaskConfig]) -> None:
+    """Refuse a task whose engagement never occurs."""
+    found = log.engagement_types()
+    for name, task in tasks.items():
+        if task.engagement not in found:
+            raise DataError(
+                f"tasks.{name}.engagement: found {task.engagement!r}, which never occurs in the log; "
+                f"its engagement types are {', '.join(found) or 'none'}"
+            )
+
+
+def check_positives(connection: duckdb.DuckDBPyConnection, tasks: Mapping[str, TaskConfig], span: Span) -> None:
+    """Refuse a task that has no positives in a span."""
+    sums = ", ".join(f"coalesce(sum({quote(name)}), 0)" for name in tasks)
+    [counts] = connection.execute(
+        f"SELECT {sums} FROM labels WHERE row BETWEEN {span.first} AND {span.last}"
+    ).fetchall()
+    none = [name for name, count in zip(tasks, counts, strict=True) if count == 0]
+    if none:
+        raise DataError(
+            f"tasks: found no positives for {', '.join(none)} in training, from {span.start:%Y-%m-%d %H:%M} to "
+            f"{span.end:%Y-%m-%d %H:%M}; take them out of tasks or train on a longer span"
+        )
 
 
 def select_labels(tasks: Mapping[str, TaskConfig], first: int, last: int) -> str:
     """SQL that gives the labels of the impressions from row `first` to `last`, in order, one column a task."""
     columns = ", ".join(f"coalesce(l.{quote(name)}, 0) AS {quote(name)}" for name in tasks)
-    rows = f"s.row BETWEEN {first} AND {last}"
-    return f"SELECT {columns} FROM served s LEFT JOIN labels l USING (row) WHERE {rows} ORDER BY s.row"
+    rows = f"range({first}, {last + 1}) r(row) LEFT JOIN (FROM labels WHERE row BETWEEN {first} AND {last}) l"
+    return f"SELECT {columns} FROM {rows} USING (row) ORDER BY row"
+
+
+def sample_negatives(table: pa.Table, tasks: Mapping[str, TaskConfig], seed: int, first: int) -> pa.Table:
+    """Take the labels of the negatives that are not kept out of training: NaN does not count.
+
+    Args:
+        table: rows with one column a task.
+        tasks: the tasks, each with the share of its negatives that is kept.
+        seed, first: with the first row's number they decide which.
+    """
+    for number, (name, task) in enumerate(tasks.items()):
+        if task.negative_sampling_rate < 1:
+            labels = table[name].to_numpy().copy()
+            drawn = np.random.default_rng([seed, first, number]).random(len(labels))
+            labels[(labels == 0) & (drawn >= task.negative_sampling_rate)] = np.nan
+            table = table.set_column(table.column_names.index(name), name, pa.array(labels))
+    return table

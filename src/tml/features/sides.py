@@ -1,0 +1,143 @@
+"""What there is to know of a post and of a viewer, one row each: static values, places in vocabularies, key codes.
+
+    post_side(post_id, author_id, created_at, …)    user_side(user_id, …)
+
+A key column's code numbers its distinct values from 0; a key's *pack* is its columns' codes as digits of one number.
+Both tables hold every id that occurs anywhere in the log, so that what is only ever engaged with has a code, too.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import duckdb
+
+from tml.core.errors import DataError
+from tml.data.log import Log
+from tml.data.tables import quote
+from tml.features.static import StaticColumns, number, vocabulary_table
+
+_IDS = {"posts": "post_id", "users": "user_id"}
+_KEPT = {"posts": ("author_id", "created_at"), "users": ()}
+SIDES = {"posts": "post_side", "users": "user_side"}
+ALIASES = {"posts": "p", "users": "u"}
+"""The sides' names where a query joins them to impressions or events."""
+
+
+def key_column(log: Log, name: str) -> tuple[str, str]:
+    """The table and the column that a key's column name means.
+
+    Raises:
+        DataError: there is no such column.
+    """
+    if name == "user_id":
+        return "users", name
+    table, dot, column = name.partition(".")
+    if dot and table in _IDS and log.has(table, column):
+        return table, column
+    for table in _IDS:
+        if log.has(table, name):
+            return table, name
+    found = ["user_id", *(c for table in _IDS for c in log.tables.get(table, []))]
+    raise DataError(
+        f"features.keys: unknown column {name!r}, found are {', '.join(dict.fromkeys(found))}, "
+        "also as posts.COLUMN or users.COLUMN"
+    )
+
+
+@dataclass(frozen=True)
+class KeyCodes:
+    """The codes of the columns that keys are made of.
+
+    Attributes:
+        tables: key column → the table that it is from.
+        sizes: key column → how many values it has.
+    """
+
+    tables: Mapping[str, str]
+    sizes: Mapping[str, int]
+
+    def pack(self, key: Sequence[str], alias: str | None = None) -> str:
+        """SQL of a key's value as one number, null where a column is.
+
+        Args:
+            key: the columns.
+            alias: what the table with the codes is called; by default the sides are joined under their own names.
+        """
+        packed = "CAST(0 AS BIGINT)"
+        for column in key:
+            code = f"{alias or ALIASES[self.tables[column]]}.{quote(code_name(column))}"
+            packed = f"({packed} * {self.sizes[column]} + {code})"
+        return packed
+
+
+def code_name(column: str) -> str:
+    """How a side calls the code of a key column."""
+    return f"code {column}"
+
+
+def create_sides(log: Log, key_columns: Sequence[str], static: StaticColumns) -> KeyCodes:
+    """Make both sides; the vocabularies of `static` must be there."""
+    tables = {name: key_column(log, name)[0] for name in key_columns}
+    for table, identifier in _IDS.items():
+        codes = [_code(log, name, identifier) for name in key_columns if tables[name] == table]
+        selected = [identifier, *(f"t.{column}" for column in _KEPT[table]), *codes, *_static(table, static)]
+        joins = f" LEFT JOIN {table} t USING ({identifier})" if log.has(table) else ""
+        for place, name in enumerate(static.discrete):
+            if name.startswith(f"{table}."):
+                joins += (
+                    f" LEFT JOIN {vocabulary_table(place)} v{place} ON v{place}.word = CAST({_own(name)} AS VARCHAR)"
+                )
+        log.connection.execute(
+            f"CREATE OR REPLACE TEMP TABLE {SIDES[table]} AS SELECT {', '.join(selected)} "
+            f"FROM ({_every_id(log, identifier, table)}){joins}"
+        )
+    sizes = {name: _size(log.connection, SIDES[tables[name]], name) for name in key_columns}
+    return KeyCodes(tables, sizes)
+
+
+def _code(log: Log, name: str, identifier: str) -> str:
+    column = key_column(log, name)[1]
+    # The id is there for rows that the table lacks, too.
+    value = identifier if column == identifier else f"t.{quote(column)}"
+    code = f"CASE WHEN {value} IS NOT NULL THEN dense_rank() OVER (ORDER BY {value}) - 1 END"
+    return f"CAST({code} AS BIGINT) AS {quote(code_name(name))}"
+
+
+def _static(table: str, static: StaticColumns) -> list[str]:
+    """A table's static features, each under its own name."""
+
+    def of_table(names: Sequence[str]) -> list[str]:
+        return [name for name in dict.fromkeys(names) if name.startswith(f"{table}.")]
+
+    places = {name: place for place, name in enumerate(static.discrete)}
+    selected = [f"v{places[name]}.place AS {quote(f'{name}.place')}" for name in of_table(static.discrete)]
+    selected += [f"CAST({_own(name)} AS TIMESTAMP) AS {quote(f'{name}.age')}" for name in of_table(static.ages)]
+    numbers = of_table((*static.continuous, *static.binary))
+    return selected + [f"{number(_own(name))} AS {quote(name)}" for name in numbers]
+
+
+def _own(name: str) -> str:
+    """A static column in its own table `t`."""
+    return f"t.{quote(name.partition('.')[2])}"
+
+
+def check_pack(codes: KeyCodes, keys: Sequence[Sequence[str]]) -> None:
+    """Refuse a key of more combinations than a whole number of 63 bits can tell apart."""
+    for key in keys:
+        combinations = math.prod(codes.sizes[column] for column in key)
+        if combinations >= 2**63:
+            raise DataError(
+                f"features.keys: found [{', '.join(key)}] with {combinations:.1e} possible combinations, "
+                f"allowed are fewer than {2**63:.1e}"
+            )
+
+
+def _every_id(log: Log, identifier: str, table: str) -> str:
+    sources = [t for t in (table, "impressions", "engagements", "history") if log.has(t)]
+    return " UNION ".join(f"SELECT {identifier} FROM {source}" for source in sources)
+
+
+def _size(connection: duckdb.DuckDBPyConnection, side: str, name: str) -> int:
+    [(size,)] = connection.execute(f"SELECT coalesce(max({quote(code_name(name))}) + 1, 1) FROM {side}").fetchall()
+    return int(size)
