@@ -1,7 +1,8 @@
 """From an example dataset and embeddings by id to the ranker's batches.
 
-A batch has the vectors of the dataset, each label under its task's name, and one matrix for every embedding input: the
-vectors of the viewers, of the authors, of the posts, found by id. An id without a vector gets zeros.
+A batch has the vectors of the dataset, each label under its task's name, and one matrix for every embedding input: what
+the dataset itself has of them, and the vectors of the viewers, of the authors, of the posts, found by id. An id without
+a vector gets zeros.
 """
 
 from collections.abc import Mapping
@@ -63,13 +64,18 @@ class RankerInputs:
             continuous=len(self.schema.continuous),
             binary=len(self.schema.binary),
             discrete=tuple(len(column.vocabulary) + 1 for column in self.schema.discrete),
-            embeddings={name: table.width for name, (_, table) in self.tables.items()},
+            embeddings={**self.schema.embeddings, **{name: table.width for name, (_, table) in self.tables.items()}},
             tasks=tuple(self.schema.tasks),
         )
 
+    def columns(self) -> list[str]:
+        """The columns of the examples that a batch is made of."""
+        keys = dict.fromkeys(key for key, _ in self.tables.values())
+        return [*keys, *self.schema.widths(), *self.schema.tasks]
+
     def batch(self, table: pa.Table) -> dict[str, Tensor]:
         """The batch of a table of examples, on the CPU."""
-        batch = to_tensors(table, self.schema.tasks)
+        batch = to_tensors(table, self.schema)
         for name, (key, vectors) in self.tables.items():
             batch[name] = torch.from_numpy(vectors.lookup(table[key].combine_chunks()))
         return batch
