@@ -1,6 +1,9 @@
 """Reading an example dataset: every row once an epoch, an order that the seed decides, an exact position."""
 
 import itertools
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -193,6 +196,43 @@ def test_what_a_user_makes_of_a_table_is_given(dataset: Path) -> None:
     assert given[0]["pair"].shape == (10, 2, 3)
 
 
+def test_a_table_of_which_not_every_row_is_made_is_refused(dataset: Path) -> None:
+    with pytest.raises(DataError, match="prepare: found 1 rows of x, allowed are the table's 0"):
+        reader(dataset, prepare=lambda _: {"x": torch.ones(1)})
+
+
+def test_only_the_next_pool_is_read_ahead(make_dataset: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = reader(make_dataset("long", rows=2000, shards=(500, 1000, 1500)), pool_rows=80, epochs=1)
+    read = 0
+    original = one.shards.read
+
+    def counted(group: Any) -> Any:
+        nonlocal read
+        read += group.rows
+        return original(group)
+
+    monkeypatch.setattr(one.shards, "read", counted)
+    given = 0
+    for batch in one:
+        given += len(batch["binary"])
+        # The pool in use, the next, and the batch that is made while one is in use may have begun a third.
+        assert read <= given + 3 * (80 + 8)
+    assert read == given == 2000
+
+
+def test_ctrl_c_ends_a_program_that_reads(dataset: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from tml.data.reader import ExampleReader\n"
+        f"for batch in ExampleReader(Path({str(dataset)!r}), 'train', 10, 0, pool_bytes=800): print(1, flush=True)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        running.stdout.readline()
+        running.send_signal(signal.SIGINT)
+        _, error = running.communicate(timeout=30)
+    assert error.strip().endswith(b"KeyboardInterrupt")
+
+
 def test_batches_own_their_memory(dataset: Path) -> None:
     """What is done to a batch, and when, does not matter to the others."""
     one = list(itertools.islice(reader(dataset), 30))
@@ -248,6 +288,13 @@ def test_where_a_batch_is_nearly_all_damaged_the_next_has_its_rows_unless_other_
     ranks = [reader(folder, **small, rank=rank, world_size=2) for rank in range(2)]
     with pytest.raises(DataError, match="allowed are 2 or more, since all ranks"):
         list(itertools.chain(*ranks))
+
+
+def test_with_every_row_damaged_there_is_an_end(make_dataset: Make) -> None:
+    folder = make_dataset("one", rows=8, shards=())
+    flip(folder / "train" / "part-00000.parquet")
+    with pytest.raises(DataError, match="found no row that can be read"):
+        next(iter(reader(folder, 4, on_error="skip")))
 
 
 def test_what_is_wrong_with_the_arguments_is_named(dataset: Path, tmp_path: Path) -> None:

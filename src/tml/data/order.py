@@ -106,7 +106,8 @@ class Order:
             yield Pool(pieces, order[self.stream :: self.streams])
             return
         for number, pieces in enumerate(self._pieces_by_pool(epoch)):
-            rng = np.random.default_rng([self.seed, epoch, self.stream, number])
+            # From 1, since a seed that ends in zeros is that seed without them: the order of the row groups has it.
+            rng = np.random.default_rng([self.seed, epoch, self.stream, number + 1])
             yield Pool(pieces, rng.permutation(sum(piece.rows for piece in pieces)))
 
     def _share(self) -> tuple[int, int]:

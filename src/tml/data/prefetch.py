@@ -13,29 +13,46 @@ from contextlib import closing
 from typing import TypeVar
 
 A = TypeVar("A")
+G = TypeVar("G")
 T = TypeVar("T")
+
+
+def groups_ahead(
+    work: Callable[[A], T], groups: Iterable[tuple[G, Iterable[A]]], threads: int, ahead: int
+) -> Generator[tuple[G, list[T]], None, None]:
+    """`work(item)` for the items of each group, done in threads up to `ahead` groups early.
+
+    A group is asked for when the one `ahead + 1` before it is no longer in use. What `work` raises is raised in the
+    place of its group.
+
+    Yields:
+        A group's name, and the results of its items in their order.
+    """
+    executor = ThreadPoolExecutor(threads, thread_name_prefix="tml-ahead")
+    started: deque[tuple[G, list[Future[T]]]] = deque()
+    ends = itertools.repeat(None, ahead)
+    try:
+        for group in itertools.chain(groups, ends):
+            if group is not None:
+                name, items = group
+                started.append((name, [executor.submit(work, item) for item in items]))
+            if len(started) > ahead or (group is None and started):
+                name, futures = started.popleft()
+                yield name, [future.result() for future in futures]
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
 def map_ahead(work: Callable[[A], T], items: Iterable[A], threads: int, ahead: int) -> Generator[T, None, None]:
     """`work(item)` for every item, in their order, done in threads up to `ahead` items early.
 
-    The results that are there at one time are `ahead`, and the one in use. What `work` raises is raised in its place.
-
     Example:
         >>> list(map_ahead(lambda x: x * x, range(4), threads=2, ahead=2))
         [0, 1, 4, 9]
     """
-    executor = ThreadPoolExecutor(threads, thread_name_prefix="tml-ahead")
-    started: deque[Future[T]] = deque()
-    try:
-        for item in items:
-            started.append(executor.submit(work, item))
-            if len(started) > ahead:
-                yield started.popleft().result()
-        while started:
-            yield started.popleft().result()
-    finally:
-        executor.shutdown(cancel_futures=True)
+    with closing(groups_ahead(work, ((None, [item]) for item in items), threads, ahead)) as groups:
+        for _, (result,) in groups:
+            yield result
 
 
 def one_ahead(items: Generator[T, None, None]) -> Generator[T, None, None]:

@@ -4,15 +4,16 @@ Background threads read and check row groups. A pool of them at a time is in mem
 order (`order`), each batch made in the background while the one before is in use. Where all of a part fits a pool it is
 read once and kept, and only the order differs by epoch.
 
-Memory is a pool, as much again of row groups that are read ahead, and three batches, whatever the size of the dataset.
-A pool is `pool_bytes` and at most a row group more; row groups of more than half of that make pools of two.
+Memory is two pools, one in use and the next, about three row groups for each reading thread and three batches, whatever
+the size of the dataset. A pool is `pool_bytes` and at most a row group more; row groups of more than half of that make
+pools of two. Threads are as many as torch's, 8 at most.
 
 The position is the number of epochs and batches that were given. At an epoch's start it means the same for any number
 of ranks, batch size and seed; within an epoch only for the same.
 """
 
 import itertools
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from tml.core.errors import DataError
 from tml.data.examples import Schema, to_tensors
 from tml.data.order import Order, Piece, Pool
-from tml.data.prefetch import map_ahead, one_ahead
+from tml.data.prefetch import groups_ahead, one_ahead
 from tml.data.shards import OnError, Shards
 
 POOL_BYTES = 512 * 2**20
@@ -56,16 +57,18 @@ class ExampleReader(IterableDataset[Batch]):
         columns: which `prepare` needs; None is all of them, or what `to_tensors` needs.
         rank, world_size: which share of the rows to give, and of how many.
         epochs: end after so many; None never ends.
-        on_error: what to do with damage. Skipped rows make the batches smaller that they would be in.
+        on_error: what to do with damage. A batch is smaller by its rows that are skipped.
 
     Raises:
         MissingStage: there is no dataset.
         DataError: an argument is out of range, or what `shards` finds, here or while reading.
 
-    Example:
-        reader = ExampleReader(Path("examples"), "train", batch_size=1024, seed=0, epochs=1)
+    Example::
+
+        reader = ExampleReader(Path("run/examples"), "train", batch_size=1024, seed=0, epochs=2)
         for batch in reader:
             batch["continuous"]  # (1024, columns) float32
+        reader.state_dict()  # {"epoch": 2, "batch": 0, …}
     """
 
     def __init__(
@@ -97,7 +100,8 @@ class ExampleReader(IterableDataset[Batch]):
         self.rank, self.world_size, self.epochs, self.prepare = rank, world_size, epochs, prepare
         self._template = self._arrays(self.shards.empty)
         row_bytes = sum(array.itemsize * int(np.prod(array.shape[1:])) for array in self._template.values())
-        self._order = Order([g.rows for g in self.shards.groups], max(1, pool_bytes // row_bytes), batch_size, seed)
+        pool_rows = max(1, pool_bytes // max(1, row_bytes))
+        self._order = Order([group.rows for group in self.shards.groups], pool_rows, batch_size, seed)
         self._kept: _Memory | None = None
         self._position: Position = (0, 0)
 
@@ -168,7 +172,7 @@ class ExampleReader(IterableDataset[Batch]):
         """Each batch with the position after it."""
         sizes = self._sizes(order, start)
         position, wanted = next(sizes, (start, 0))
-        whole, parts = wanted, list[Arrays]()
+        whole, parts, empty = wanted, list[Arrays](), 0
         with closing(self._pools(order, start)) as pools:
             for memory, index in pools:
                 while len(index):
@@ -178,7 +182,11 @@ class ExampleReader(IterableDataset[Batch]):
                         batch = _joined(parts)
                         if self._is_enough(batch, whole):
                             yield position, batch
-                            parts = []
+                            parts, empty = [], 0
+                        else:
+                            empty += 1
+                            if empty == order.batches:  # a whole epoch; without end there might be no end
+                                raise self.shards.nothing()
                         position, wanted = next(sizes, (position, 0))
                         whole = wanted
 
@@ -202,31 +210,35 @@ class ExampleReader(IterableDataset[Batch]):
                 skip = max(0, skip - len(pool.order))
 
     def _pools(self, order: Order, start: Position) -> Generator[tuple["_Memory", npt.NDArray[np.int64]], None, None]:
-        """Each pool's rows in memory, and which of them to give."""
+        """Each pool's rows in memory, and which of them to give, while threads read the next pool."""
+        threads = min(MOST_THREADS, torch.get_num_threads())
         plan = self._plan(order, start)
-        largest = max(order.groups)
-        ahead = max(1, order.pool_rows // largest)
-        threads = min(ahead, MOST_THREADS, torch.get_num_threads())
         if order.is_one_pool:
             for pool in plan:
                 if self._kept is None:
-                    with closing(map_ahead(self._load, pool.pieces, threads, threads)) as loaded:
-                        self._kept = _Memory(self._template).fill(pool.pieces, loaded)
+                    (((_, memory), _),) = groups_ahead(
+                        self._load, _places([pool], [_Memory(self._template)]), threads, 1
+                    )
+                    self._kept = memory
                 yield self._kept, pool.order
             return
-        planned, loading = itertools.tee(plan)
-        pieces = (piece for pool in loading for piece in pool.pieces)
-        with closing(map_ahead(self._load, pieces, threads, ahead)) as loaded:
-            memory = _Memory(self._template)
-            for pool in planned:
-                yield memory.fill(pool.pieces, loaded), pool.order
+        memories = itertools.cycle([_Memory(self._template), _Memory(self._template)])
+        with closing(groups_ahead(self._load, _places(plan, memories), threads, 1)) as loaded:
+            for (pool, memory), _ in loaded:
+                yield memory, pool.order
 
-    def _load(self, piece: Piece) -> Arrays | None:
+    def _load(self, place: "_Place") -> None:
+        """Read a piece to its place in memory."""
+        memory, first, piece = place
         table = self.shards.read(self.shards.groups[piece.group])
-        return None if table is None else self._arrays(table.slice(piece.first, piece.rows))
+        arrays = None if table is None else self._arrays(table.slice(piece.first, piece.rows))
+        memory.put(slice(first, first + piece.rows), arrays)
 
     def _arrays(self, table: pa.Table) -> Arrays:
         tensors = to_tensors(table, self.schema) if self.prepare is None else self.prepare(table)
+        for name, values in tensors.items():
+            if len(values) != len(table):
+                raise DataError(f"prepare: found {len(values)} rows of {name}, allowed are the table's {len(table)}")
         return {name: values.numpy() for name, values in tensors.items()}
 
     def _is_enough(self, batch: Batch, whole: int) -> bool:
@@ -241,36 +253,42 @@ class ExampleReader(IterableDataset[Batch]):
 
 
 class _Memory:
-    """The rows of a pool, in arrays that are used again for the next pool."""
+    """The rows of a pool, in arrays that are used again for other pools."""
 
     def __init__(self, template: Arrays) -> None:
-        self.arrays = template
-        self.skipped: npt.NDArray[np.bool_] | None = None
+        self.template = {name: array[:0] for name, array in template.items()}
+        self.arrays: Arrays = {}
+        self.skipped = np.zeros(0, np.bool_)
 
-    def fill(self, pieces: Sequence[Piece], loaded: Iterator[Arrays | None]) -> "_Memory":
-        """Take the rows of the pieces, which are the next that were loaded, in place of what was here."""
-        rows = sum(piece.rows for piece in pieces)
-        template = {name: array[:0] for name, array in self.arrays.items()}
-        if rows > len(next(iter(self.arrays.values()))):
-            self.arrays = {}  # before there is a larger one
-            self.arrays = {name: np.empty((rows, *a.shape[1:]), a.dtype) for name, a in template.items()}
-        self.skipped, at = None, 0
-        for piece in pieces:
-            found = next(loaded)
-            if found is None:
-                self.skipped = np.zeros(rows, np.bool_) if self.skipped is None else self.skipped
-                self.skipped[at : at + piece.rows] = True
-            else:
-                for name, array in self.arrays.items():
-                    array[at : at + piece.rows] = found[name]
-            at += piece.rows
-        return self
+    def reserve(self, rows: int) -> None:
+        """Make room for so many rows, in place of those that are here."""
+        if rows > len(self.skipped):
+            self.arrays.clear()  # before there are larger ones
+            self.arrays = {name: np.empty((rows, *a.shape[1:]), a.dtype) for name, a in self.template.items()}
+            self.skipped = np.empty(rows, np.bool_)
+
+    def put(self, place: slice, rows: Arrays | None) -> None:
+        """Fill a place; None are rows that were skipped. Several threads may do so at the same time."""
+        self.skipped[place] = rows is None
+        for name, values in (rows or {}).items():
+            self.arrays[name][place] = values
 
     def rows(self, index: npt.NDArray[np.int64]) -> Arrays:
         """A copy of some rows, without those that were skipped."""
-        if self.skipped is not None:
-            index = index[~self.skipped[index]]
-        return {name: array[index] for name, array in self.arrays.items()}
+        kept = index[~self.skipped[index]]
+        return {name: array[kept] for name, array in self.arrays.items()}
+
+
+_Place = tuple[_Memory, int, Piece]
+"""From which row of a memory on a piece is put."""
+
+
+def _places(pools: Iterable[Pool], memories: Iterable[_Memory]) -> Iterator[tuple[tuple[Pool, _Memory], list[_Place]]]:
+    """Where the pieces of each pool are put, one after the other, when a memory is free for them."""
+    for pool, memory in zip(pools, memories, strict=False):
+        ends = list(itertools.accumulate(piece.rows for piece in pool.pieces))
+        memory.reserve(ends[-1])
+        yield (pool, memory), [(memory, end - p.rows, p) for end, p in zip(ends, pool.pieces, strict=True)]
 
 
 def _joined(parts: Sequence[Arrays]) -> Batch:

@@ -62,14 +62,14 @@ class Shards:
         self, folder: Path, part: str, columns: Sequence[str] | None = None, on_error: OnError = "stop"
     ) -> None:
         self.schema = Schema.read(folder)
-        self.on_error = on_error
+        self.path, self.on_error = folder / part, on_error
         self.skipped: dict[str, int] = {}
         self.groups: list[RowGroup] = []
         self._columns = None if columns is None else list(columns)
         self._open(folder, self.schema.part(part).shards)
         self.rows = sum(group.rows for group in self.groups)
         if not self.rows:
-            raise DataError(f"{folder / part}: found no row that can be read, allowed is at least one")
+            raise self.nothing()
 
     def read(self, group: RowGroup) -> pa.Table | None:
         """A row group; None where it is damaged and to be skipped. Several threads may read at the same time."""
@@ -90,10 +90,18 @@ class Shards:
             if skip_rows < group.rows:
                 wanted.append((group, skip_rows))
             skip_rows = max(0, skip_rows - group.rows)
+        found = not wanted
         with closing(map_ahead(lambda item: (self.read(item[0]), item[1]), wanted, threads=1, ahead=1)) as tables:
             for table, first in tables:
                 if table is not None:
+                    found = True
                     yield table.slice(first)
+        if not found:
+            raise self.nothing()
+
+    def nothing(self) -> DataError:
+        """What is wrong where everything was skipped."""
+        return DataError(f"{self.path}: found no row that can be read, allowed is at least one")
 
     def _skip(self, error: DataError, rows: int) -> None:
         if self.on_error == "stop":

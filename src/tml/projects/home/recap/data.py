@@ -5,6 +5,7 @@ the dataset itself has of them, and the vectors of the viewers, of the authors, 
 a vector gets zeros.
 """
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -85,3 +86,10 @@ class RankerInputs:
         continuous = batch["continuous"].clone()
         continuous[:, self.schema.continuous.index("position")] = 0
         return {**batch, "continuous": continuous}
+
+
+def print_skipped(what: str, skipped: Mapping[str, int]) -> None:
+    """Say how many examples were left out, and why, if any were."""
+    if skipped:
+        first, more = "; ".join(list(skipped)[:3]), f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+        print(f"{what}: skipped {sum(skipped.values()):,} examples: {first}{more}", file=sys.stderr)

@@ -23,10 +23,10 @@ from tml.core.files import whole_file
 from tml.core.progress import progress
 from tml.data.config import TaskConfig
 from tml.data.examples import KEYS, Schema
-from tml.data.shards import OnError, read_part
+from tml.data.shards import OnError, Shards, read_part
 from tml.projects.home.recap.baselines import LogisticRegression, base_rates, design_matrix
 from tml.projects.home.recap.calibration import calibrated_probabilities
-from tml.projects.home.recap.data import RankerInputs
+from tml.projects.home.recap.data import RankerInputs, print_skipped
 from tml.projects.home.recap.train import RecapConfig, load_ranker, sampling_ratios
 
 BASELINE_ROWS = 500_000
@@ -55,7 +55,8 @@ def predict(
     oracle = None if truth is None else _read_truth(truth, schema)
     parts = []
     with progress("predict", total=schema.part("validation").rows, unit="examples") as bar, torch.no_grad():
-        for table in read_part(examples, "validation", on_error=config.on_error):
+        shards = Shards(examples, "validation", on_error=config.on_error)
+        for table in shards.tables():
             read = inputs.batch(table)
             batch = {name: values.to(device) for name, values in read.items()}
             columns = {f"label/{task}": table[task] for task in schema.tasks}
@@ -69,6 +70,7 @@ def predict(
                 columns[f"base_rate/{task}"] = pa.array(np.full(table.num_rows, rates[task], np.float32))
             parts.append(pa.table({**{name: table[name] for name in KEYS}, **columns}))
             bar.advance(table.num_rows)
+    print_skipped("predict", shards.skipped)
     predictions = pa.concat_tables(parts)
     if oracle is not None:
         predictions = _with_oracle(predictions, oracle, schema, truth)

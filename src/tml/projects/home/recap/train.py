@@ -1,7 +1,6 @@
 """Training the Heavy Ranker on an example dataset."""
 
 import json
-import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from tml.metrics.binary import BinaryMetrics
 from tml.optimizers.config import OptimizerConfig
 from tml.optimizers.schedules import LearningRate, LinearRampToCosine
 from tml.projects.home.recap.config import InputShapes, ModelConfig
-from tml.projects.home.recap.data import DEFAULT_EMBEDDINGS, EmbeddingInput, RankerInputs
+from tml.projects.home.recap.data import DEFAULT_EMBEDDINGS, EmbeddingInput, RankerInputs, print_skipped
 from tml.projects.home.recap.model import HeavyRanker, RankerLoss
 from tml.projects.home.recap.optimizer import MultiTaskLearningRates, RecapOptimizerConfig, build_optimizer
 
@@ -44,7 +43,8 @@ class RecapConfig(BaseConfig):
         batch_size: examples a step.
         epochs: passes over the training examples, where `training.num_steps` does not say otherwise.
         training: when to log, evaluate and save.
-        pool_bytes: of examples in memory at a time, which are shuffled together; the reader takes twice as much.
+        pool_bytes: of examples in memory at a time, which are shuffled together. Where not all fit, the reader takes
+            twice as much, to have the next ones ready.
         on_error: `skip` leaves out examples that are damaged and says how many; `stop` stops at the first.
     """
 
@@ -117,9 +117,7 @@ def train_recap(
     training = config.training.model_copy(update={"num_steps": steps})
     evaluate = _evaluator(inputs, examples, config.on_error)
     result = train(state, training, out, evaluate, label="train ranker", fingerprint=fingerprint)
-    if reader.skipped:
-        rows, damage = sum(reader.skipped.values()), "; ".join(reader.skipped)
-        print(f"train ranker: skipped {rows:,} of {schema.part('train').rows:,} examples: {damage}", file=sys.stderr)
+    print_skipped("train ranker", reader.skipped)
     with averaged(optimizer):
         save_ranker(model, config.model, inputs.shapes(), out / "model.safetensors")
     return result
