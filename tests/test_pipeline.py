@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tml.core.config import load_config
-from tml.core.errors import MissingStage, UserError
+from tml.core.errors import DataError, MissingStage, UserError
 from tml.core.files import read_json
 from tml.pipeline import Run, RunConfig, run_job
 from tml.projects.home.recap import train as recap_train
@@ -122,6 +122,31 @@ def test_a_stopped_training_goes_on_where_it_was(run: Path, finished: Path, monk
     monkeypatch.setattr(recap_train, "train", whole)
     run_job(config(), run)
     assert (run / "evaluation.json").read_bytes() == (finished / "evaluation.json").read_bytes()
+
+
+def test_damaged_examples_stop_a_training_or_are_skipped_and_counted(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "validation"):
+        shard = run / "examples" / part / "part-00000.parquet"
+        pq.write_table(pq.read_table(shard), shard, row_group_size=100, use_dictionary=False, write_page_checksum=True)
+        vector = pq.ParquetFile(shard).metadata.row_group(1).column(8)
+        content = bytearray(shard.read_bytes())
+        content[vector.data_page_offset + vector.total_compressed_size - 1] ^= 255
+        shard.write_bytes(content)
+
+    def changed(on_error: str) -> RunConfig:
+        return config(recap=config().recap.model_copy(update={"on_error": on_error, "epochs": 1.0}).model_dump())
+
+    with pytest.raises(DataError, match=r"part-00000\.parquet row group 1: not readable"):
+        run_job(changed("stop"), run, only="recap")
+    run_job(changed("skip"), run, only="recap")
+    run_job(changed("skip"), run, only="evaluate")
+    said = capsys.readouterr().err
+    for what in ("train ranker", "predict"):
+        assert f"{what}: skipped 100 examples: " in said
+    models = read_json(run / "evaluation.json")["tasks"][f"recap.engagement.is_{TASKS[0]}"]["models"]
+    assert models["ranker"]["auc"] > 0.5
 
 
 def test_twhin_knows_nothing_of_what_the_ranker_is_trained_on(run: Path) -> None:

@@ -1,7 +1,6 @@
 """Reading published data: every record once an epoch, an order that the seed decides, an exact position."""
 
 import re
-import threading
 import tracemalloc
 from collections import Counter
 from itertools import chain, islice
@@ -15,7 +14,6 @@ import torch
 from reference.segdense_files import config, rows, write_files
 from tml.core import checkpoint
 from tml.core.errors import ConfigError, DataError
-from tml.data.prefetch import prefetch
 from tml.data.segdense import SegdenseReader, generate
 
 COUNTS = [17, 0, 40, 3, 25]
@@ -192,28 +190,6 @@ def test_memory_does_not_grow_with_the_files(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 * 2**20  # the records have 22 MB
-
-
-def threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "prefetch"]
-
-
-def test_prefetching_gives_the_same_items_and_exceptions_and_ends() -> None:
-    def items() -> Any:
-        yield from range(10)
-        raise ValueError("the eleventh")
-
-    for depth in (0, 1, 20):
-        found = []
-        with pytest.raises(ValueError, match="the eleventh"):
-            found.extend(prefetch(items(), depth))
-        assert threads() == []
-        found = prefetch(iter(range(10**9)), depth)
-        assert list(islice(found, 3)) == [0, 1, 2]
-        found.close()
-        assert threads() == []
-        next(prefetch(iter(range(10**9)), depth))  # let go of at once
-        assert threads() == []
 
 
 def test_the_wrong_rank_is_refused(tree: Any) -> None:

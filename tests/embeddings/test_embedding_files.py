@@ -42,6 +42,8 @@ def test_an_unknown_or_absent_id_gets_zeros():
     np.testing.assert_array_equal(table.lookup([30, 99, None, 10]), [[4, 5], [0, 0], [0, 0], [0, 1]])
     np.testing.assert_array_equal(table.lookup(np.array([20], np.int32)), [[2, 3]])
     assert table.lookup([]).shape == (0, 2)
+    names = Embeddings(pa.array(["b", "c", "a"]), VECTORS)
+    np.testing.assert_array_equal(names.lookup(["a", "z", None, "b"]), [[4, 5], [0, 0], [0, 0], [0, 1]])
 
 
 def test_ids_of_another_type_are_refused():

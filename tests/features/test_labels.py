@@ -12,9 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from features import logs
-from features.logs import START, with_anchors, write_log
+from features.logs import with_anchors, write_log
 from reference import features as reference
-from tml.core.errors import DataError
 from tml.data.config import ImpressionsConfig, LogConfig, TaskConfig
 from tml.data.log import open_log
 from tml.features.labels import create_labels, sample_negatives, select_labels
@@ -70,16 +69,6 @@ def test_rectified_labels_are_what_the_slow_reference_says(
             window = None if task.window_hours is None else timedelta(hours=task.window_hours)
             args = (tables["impressions"], tables["engagements"], task.engagement, window)
             assert value == reference.label(impressed[row], *args), row
-
-
-def test_a_time_of_being_seen_that_is_none_is_one_sentence(folder: Path) -> None:
-    impressions = [{"user_id": 1, "post_id": 1, "served_at": START, "impressed_at": 12}]
-    pq.write_table(pa.Table.from_pylist(impressions), folder / "impressions.parquet")
-    pq.write_table(pa.Table.from_pylist([{"post_id": 1, "author_id": 2}]), folder / "posts.parquet")
-    engaged = [{"user_id": 1, "post_id": 1, "type": "liked", "engaged_at": NOON}]
-    pq.write_table(pa.Table.from_pylist(engaged), folder / "engagements.parquet")
-    with pytest.raises(DataError, match="impressed_at: found what is not a time, allowed are ISO text and timestamps"):
-        labels(LogConfig(path=folder))
 
 
 def test_negatives_are_left_out_by_their_share_and_positives_never() -> None:

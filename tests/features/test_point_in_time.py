@@ -14,8 +14,9 @@ from features import logs
 from features.logs import AUTHOR, ENGAGEMENT, IMPRESSION, START, rows, with_anchors, write_log
 from reference import features as reference
 from tml.data.config import LogConfig, TaskConfig
-from tml.data.examples import Schema, read_part, vector_values
+from tml.data.examples import Schema, vector_values
 from tml.data.log import open_log
+from tml.data.shards import read_part
 from tml.features.build import build_examples
 from tml.features.config import AggregateConfig, FeaturesConfig, SplitConfig, duration, window_length
 

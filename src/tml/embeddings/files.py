@@ -7,6 +7,7 @@ or a string, whichever the log has. A table may be one file or a folder of them,
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,33 @@ class Embeddings:
         wanted = ids if isinstance(ids, pa.Array) else pa.array(ids)
         if len(wanted) and pa.types.is_integer(wanted.type) != pa.types.is_integer(self.ids.type):
             raise DataError(f"embeddings: found ids of type {wanted.type}, allowed is the table's type {self.ids.type}")
-        rows = pc.index_in(wanted.cast(self.ids.type), value_set=self.ids)
+        rows = self._rows(wanted.cast(self.ids.type))
         found = np.zeros((len(wanted), self.width), np.float32)
-        known = np.asarray(pc.is_valid(rows))
-        found[known] = self.vectors[np.asarray(rows.drop_null())]
+        found[rows >= 0] = self.vectors[rows[rows >= 0]]
         return found
+
+    def _rows(self, wanted: pa.Array) -> npt.NDArray[np.int64]:
+        """The row of each id, -1 where there is none."""
+        if not pa.types.is_integer(self.ids.type):
+            row_of = self._row_of
+            return np.fromiter((row_of.get(name, -1) for name in wanted.to_pylist()), np.int64, len(wanted))
+        ids, rows = self._sorted
+        if not len(ids):
+            return np.full(len(wanted), -1)
+        values = wanted.fill_null(0).to_numpy()
+        at = np.minimum(np.searchsorted(ids, values), len(ids) - 1)
+        return np.where((ids[at] == values) & np.asarray(wanted.is_valid()), rows[at], -1)
+
+    @cached_property
+    def _sorted(self) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+        """Integer ids in order, and their rows; made once, since ids are looked up a few thousand at a time."""
+        ids = self.ids.to_numpy()
+        rows = np.argsort(ids)
+        return ids[rows], rows
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.ids.to_pylist())}
 
 
 def write_embeddings(path: Path, ids: pa.Array | Sequence[int | str] | npt.NDArray[Any], vectors: Vectors) -> None:

@@ -1,6 +1,6 @@
 """Batches of published data as tensors: streaming, shuffled, split over ranks, from a position that can be restored."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 
 from tml.core.config import fingerprint
 from tml.core.errors import ConfigError, DataError
-from tml.data.prefetch import prefetch
+from tml.data.prefetch import items_ahead
 from tml.data.segdense.columns import SegdenseColumns
 from tml.data.segdense.config import SegdenseConfig
 from tml.data.segdense.inputs import find_files
@@ -142,11 +142,11 @@ class SegdenseReader:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch, state in prefetch(self._batches(self._state), self.prefetch_batches):
+        for batch, state in items_ahead(self._batches(self._state), self.prefetch_batches):
             self._state = state
             yield batch
 
-    def _batches(self, state: _State) -> Iterator[tuple[Batch, _State]]:
+    def _batches(self, state: _State) -> Generator[tuple[Batch, _State], None, None]:
         """Every batch behind a state, and the state behind it."""
         cursor = RecordCursor(self.stream, state.position)
         features = {f.name: f for f in (*self.labels.features, *self.columns.features)}

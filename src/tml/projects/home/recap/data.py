@@ -1,9 +1,11 @@
 """From an example dataset and embeddings by id to the ranker's batches.
 
-A batch has the vectors of the dataset, each label under its task's name, and one matrix for every embedding input: the
-vectors of the viewers, of the authors, of the posts, found by id. An id without a vector gets zeros.
+A batch has the vectors of the dataset, each label under its task's name, and one matrix for every embedding input: what
+the dataset itself has of them, and the vectors of the viewers, of the authors, of the posts, found by id. An id without
+a vector gets zeros.
 """
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -63,13 +65,18 @@ class RankerInputs:
             continuous=len(self.schema.continuous),
             binary=len(self.schema.binary),
             discrete=tuple(len(column.vocabulary) + 1 for column in self.schema.discrete),
-            embeddings={name: table.width for name, (_, table) in self.tables.items()},
+            embeddings={**self.schema.embeddings, **{name: table.width for name, (_, table) in self.tables.items()}},
             tasks=tuple(self.schema.tasks),
         )
 
+    def columns(self) -> list[str]:
+        """The columns of the examples that a batch is made of."""
+        keys = dict.fromkeys(key for key, _ in self.tables.values())
+        return [*keys, *self.schema.widths(), *self.schema.tasks]
+
     def batch(self, table: pa.Table) -> dict[str, Tensor]:
         """The batch of a table of examples, on the CPU."""
-        batch = to_tensors(table, self.schema.tasks)
+        batch = to_tensors(table, self.schema)
         for name, (key, vectors) in self.tables.items():
             batch[name] = torch.from_numpy(vectors.lookup(table[key].combine_chunks()))
         return batch
@@ -79,3 +86,10 @@ class RankerInputs:
         continuous = batch["continuous"].clone()
         continuous[:, self.schema.continuous.index("position")] = 0
         return {**batch, "continuous": continuous}
+
+
+def print_skipped(what: str, skipped: Mapping[str, int]) -> None:
+    """Say how many examples were left out, and why, if any were."""
+    if skipped:
+        first, more = "; ".join(list(skipped)[:3]), f"; and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+        print(f"{what}: skipped {sum(skipped.values()):,} examples: {first}{more}", file=sys.stderr)

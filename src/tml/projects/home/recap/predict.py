@@ -22,10 +22,11 @@ from tml.core.errors import DataError
 from tml.core.files import whole_file
 from tml.core.progress import progress
 from tml.data.config import TaskConfig
-from tml.data.examples import KEYS, Schema, read_part
+from tml.data.examples import KEYS, Schema
+from tml.data.shards import OnError, Shards, read_part
 from tml.projects.home.recap.baselines import LogisticRegression, base_rates, design_matrix
 from tml.projects.home.recap.calibration import calibrated_probabilities
-from tml.projects.home.recap.data import RankerInputs
+from tml.projects.home.recap.data import RankerInputs, print_skipped
 from tml.projects.home.recap.train import RecapConfig, load_ranker, sampling_ratios
 
 BASELINE_ROWS = 500_000
@@ -50,11 +51,12 @@ def predict(
     device = pick_device()
     ranker = load_ranker(model).to(device)
     ratios = sampling_ratios(schema)
-    regression, rates = _fit_baselines(inputs, examples, schema)
+    regression, rates = _fit_baselines(inputs, examples, schema, config.on_error)
     oracle = None if truth is None else _read_truth(truth, schema)
     parts = []
     with progress("predict", total=schema.part("validation").rows, unit="examples") as bar, torch.no_grad():
-        for table in read_part(examples, "validation"):
+        shards = Shards(examples, "validation", on_error=config.on_error)
+        for table in shards.tables():
             read = inputs.batch(table)
             batch = {name: values.to(device) for name, values in read.items()}
             columns = {f"label/{task}": table[task] for task in schema.tasks}
@@ -68,6 +70,7 @@ def predict(
                 columns[f"base_rate/{task}"] = pa.array(np.full(table.num_rows, rates[task], np.float32))
             parts.append(pa.table({**{name: table[name] for name in KEYS}, **columns}))
             bar.advance(table.num_rows)
+    print_skipped("predict", shards.skipped)
     predictions = pa.concat_tables(parts)
     if oracle is not None:
         predictions = _with_oracle(predictions, oracle, schema, truth)
@@ -76,15 +79,12 @@ def predict(
 
 
 def _fit_baselines(
-    inputs: RankerInputs, examples: Path, schema: Schema
+    inputs: RankerInputs, examples: Path, schema: Schema, on_error: OnError
 ) -> tuple[LogisticRegression, Mapping[str, float]]:
     features, labels = [], []
     with progress("fit baselines", unit="rows") as bar:
         skip = max(0, schema.part("train").rows - BASELINE_ROWS)
-        for table in read_part(examples, "train"):
-            if skip >= table.num_rows:
-                skip -= table.num_rows
-                continue
+        for table in read_part(examples, "train", inputs.columns(), skip, on_error):
             batch = inputs.batch(table)
             features.append(design_matrix(batch, inputs.shapes()))
             labels.append(torch.stack([batch[task] for task in schema.tasks], dim=1))

@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from pydantic import Field
 from safetensors import SafetensorError
@@ -17,13 +16,14 @@ from tml.core.distributed import pick_device
 from tml.core.errors import DataError, MissingStage
 from tml.core.files import whole_file
 from tml.core.training import TrainingConfig, TrainResult, TrainState, averaged, resume, train
-from tml.data.examples import ExampleReader, Schema, read_part
+from tml.data.examples import Schema
+from tml.data.reader import POOL_BYTES, ExampleReader
+from tml.data.shards import OnError, Shards, read_part
 from tml.metrics.binary import BinaryMetrics
 from tml.optimizers.config import OptimizerConfig
 from tml.optimizers.schedules import LearningRate, LinearRampToCosine
-from tml.projects.home.recap.baselines import base_rates
 from tml.projects.home.recap.config import InputShapes, ModelConfig
-from tml.projects.home.recap.data import DEFAULT_EMBEDDINGS, EmbeddingInput, RankerInputs
+from tml.projects.home.recap.data import DEFAULT_EMBEDDINGS, EmbeddingInput, RankerInputs, print_skipped
 from tml.projects.home.recap.model import HeavyRanker, RankerLoss
 from tml.projects.home.recap.optimizer import MultiTaskLearningRates, RecapOptimizerConfig, build_optimizer
 
@@ -43,7 +43,9 @@ class RecapConfig(BaseConfig):
         batch_size: examples a step.
         epochs: passes over the training examples, where `training.num_steps` does not say otherwise.
         training: when to log, evaluate and save.
-        pool_groups: row groups (of 16,384 examples) in memory at a time; their rows are shuffled together.
+        pool_bytes: of examples in memory at a time, which are shuffled together. Where not all fit, the reader takes
+            twice as much, to have the next ones ready.
+        on_error: `skip` leaves out examples that are damaged and says how many; `stop` stops at the first.
     """
 
     embeddings: dict[str, EmbeddingInput] = Field(default_factory=lambda: dict(DEFAULT_EMBEDDINGS))
@@ -53,7 +55,8 @@ class RecapConfig(BaseConfig):
     batch_size: int = Field(512, ge=2)
     epochs: float = Field(2.0, gt=0)
     training: TrainingConfig = TrainingConfig(num_steps=None, log_every=50, evaluate_every=200, checkpoint_every=200)
-    pool_groups: int = Field(64, ge=1)
+    pool_bytes: int = Field(POOL_BYTES, ge=1)
+    on_error: OnError = "stop"
 
 
 PEAK_RATE, FINAL_RATE = 2e-3, 2e-5
@@ -90,10 +93,17 @@ def train_recap(
     schema = Schema.read(examples)
     inputs = RankerInputs(schema, config.embeddings, embeddings)
     reader = ExampleReader(
-        examples, "train", min(config.batch_size, schema.part("train").rows), seed, config.pool_groups, inputs.batch
+        examples,
+        "train",
+        min(config.batch_size, schema.part("train").rows),
+        seed,
+        config.pool_bytes,
+        inputs.batch,
+        inputs.columns(),
+        on_error=config.on_error,
     )
     model = HeavyRanker(config.model, inputs.shapes(), torch.Generator().manual_seed(seed))
-    rates = _base_rates(schema, examples)
+    rates = _base_rates(schema, examples, config.on_error)
     model.initialise_biases(rates)
     objective = RankerLoss(model).to(pick_device())
     batches_per_step = config.training.accumulate_batches
@@ -105,8 +115,9 @@ def train_recap(
     state = TrainState(objective, optimizer, scheduler, reader)
     resume(state, out, fingerprint)
     training = config.training.model_copy(update={"num_steps": steps})
-    evaluate = _evaluator(inputs, examples, schema)
+    evaluate = _evaluator(inputs, examples, config.on_error)
     result = train(state, training, out, evaluate, label="train ranker", fingerprint=fingerprint)
+    print_skipped("train ranker", reader.skipped)
     with averaged(optimizer):
         save_ranker(model, config.model, inputs.shapes(), out / "model.safetensors")
     return result
@@ -153,27 +164,34 @@ def sampling_ratios(schema: Schema) -> dict[str, float]:
     return {name: float(task["negative_sampling_rate"]) for name, task in schema.tasks.items()}
 
 
-def _base_rates(schema: Schema, examples: Path) -> dict[str, float]:
-    """The mean training label of each task, over the labels that count."""
+def _base_rates(schema: Schema, examples: Path, on_error: OnError) -> dict[str, float]:
+    """The mean training label of each task, over the labels that count; NaN where none does."""
     tasks = list(schema.tasks)
-    labels = pa.concat_tables(read_part(examples, "train", tasks))
-    stacked = torch.stack([torch.tensor(labels[task].to_numpy()) for task in tasks], dim=1)
-    return dict(zip(tasks, base_rates(stacked).tolist(), strict=True))
+    positives, counts = torch.zeros(2, len(tasks), dtype=torch.float64)
+    for table in read_part(examples, "train", tasks, on_error=on_error):
+        labels = torch.stack([torch.tensor(table[task].to_numpy()) for task in tasks], dim=1).double()
+        positives += labels.nansum(dim=0)
+        counts += labels.isfinite().sum(dim=0)
+    return dict(zip(tasks, (positives / counts).tolist(), strict=True))
 
 
-def _evaluator(inputs: RankerInputs, examples: Path, schema: Schema) -> Callable[[nn.Module], Mapping[str, float]]:
+def _evaluator(inputs: RankerInputs, examples: Path, on_error: OnError) -> Callable[[nn.Module], Mapping[str, float]]:
     """Loss, AUC and RCE by task on examples spread over the held-out part."""
-    whole = pa.concat_tables(read_part(examples, "validation"))
-    step = max(1, whole.num_rows // EVALUATION_ROWS)
-    batch = inputs.batch(whole.take(np.arange(0, whole.num_rows, step)))
-    del whole
+    shards = Shards(examples, "validation", inputs.columns(), on_error)
+    step, skip = max(1, shards.rows // EVALUATION_ROWS), 0
+    parts = []
+    for table in shards.tables():
+        parts.append(inputs.batch(table.take(np.arange(skip, table.num_rows, step))))
+        skip = (skip - table.num_rows) % step
+    batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    tasks = list(inputs.schema.tasks)
 
     def evaluate(objective: nn.Module) -> dict[str, float]:
         device = next(objective.parameters()).device
         loss, outputs = objective({name: values.to(device) for name, values in batch.items()})
         measured = {"loss": float(loss)}
         probabilities: Tensor = torch.sigmoid(outputs["logits"]).cpu()
-        for number, task in enumerate(schema.tasks):
+        for number, task in enumerate(tasks):
             metrics = BinaryMetrics()
             metrics.update(batch[task].numpy(), probabilities[:, number].numpy())
             values = metrics.compute()
