@@ -12,6 +12,8 @@ import pytest
 
 from tml.core.config import load_config
 from tml.core.errors import DataError
+from tml.data.check import check_log, load_log_config
+from tml.data.config import LogConfig
 from tml.data.converters import FORMATS, Converted, convert_log
 from tml.data.converters.kuairand import LABELS
 from tml.data.converters.recsys import FIELDS
@@ -120,6 +122,11 @@ def test_kuairand_with_edges_from_before_the_log(tmp_path: Path) -> None:
     write_csv(folder / "history_edges_0408_0424.csv.gz", edges)
     converted = convert_log("kuairand", folder, tmp_path / "log")
     assert converted.rows == {"impressions": 401, "posts": 15, "users": 20, "history": 90}
+    # The folder alone says how it is read, and without its config the tables do.
+    assert check_log(load_log_config(converted.folder)).is_usable
+    check = check_log(LogConfig(path=converted.folder))
+    assert check.suggestion is not None
+    assert set(check.suggestion.impressions.labels) == {*LABELS}
     assert [row["type"] for row in table(converted, "history")[:3]] == ["impression", "long_view", "is_like"]
     with open_log(load_config(RunConfig, converted.config).log) as log:
         assert (log.rows, log.duplicates) == (401, 0)

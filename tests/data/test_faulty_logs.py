@@ -139,6 +139,16 @@ def test_text_ids_that_are_empty(posts: Path, ending: str) -> None:
     assert skips(config(posts))[1] == tuples(content[:4] + content[5:])
 
 
+@pytest.mark.parametrize("kind", [pa.timestamp("us"), pa.timestamp("us", "UTC"), pa.timestamp("ms", "Asia/Tokyo")])
+def test_timestamps_that_are_no_times_of_a_log(posts: Path, kind: pa.DataType) -> None:
+    # The year 34000, which Python has no name for.
+    seconds = pa.array([SECONDS, 10**12, SECONDS]).cast(pa.timestamp("s", kind.tz)).cast(kind)
+    table = pa.Table.from_pylist(rows(3)).set_column(2, "served_at", seconds)
+    pq.write_table(table, posts / "impressions.parquet")
+    assert "row 2 (row group 0): column served_at: found '33658-" in stops(config(posts))
+    assert len(skips(config(posts))[1]) == 2
+
+
 def test_floats_that_cannot_tell_two_ids_apart(posts: Path) -> None:
     content = [{**row, "user_id": float(n)} for n, row in enumerate(rows())]
     content[3]["user_id"] = float(2**60)

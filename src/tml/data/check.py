@@ -16,7 +16,7 @@ from tml.core.config import BaseConfig, load_config
 from tml.core.errors import ConfigError, DataError
 from tml.data.check_facts import Facts, collect_facts
 from tml.data.check_findings import Finding, find_faults
-from tml.data.config import LogConfig
+from tml.data.config import CONFIG, LogConfig
 from tml.data.faults import Skipped
 from tml.data.log import open_with_sources
 from tml.data.suggest import suggest_config
@@ -59,14 +59,15 @@ def load_log_config(path: Path, overrides: Sequence[str] = ()) -> LogConfig:
     """The config of a log, given its folder, a config file of a job, or one of a log alone.
 
     Args:
-        path: folder or YAML file.
+        path: folder or YAML file. A folder with a `log.yaml`, as conversions write it, is described by that.
         overrides: `log.impressions.time_unit=ms` each, or without `log.` for a log alone.
 
     Raises:
         ConfigError: one sentence with file, field, value and what is allowed.
     """
     if path.is_dir():
-        return load_config(_Config, None, [f"log.path={json.dumps(str(path))}", *overrides]).log
+        config = path / CONFIG if (path / CONFIG).is_file() else None
+        return load_config(_Config, config, [f"log.path={json.dumps(str(path))}", *overrides]).log
     if path.suffix.lower() not in (".yaml", ".yml"):
         raise ConfigError(f"{path}: found no such folder, allowed are the folder of a log and a config .yaml")
     try:

@@ -16,6 +16,9 @@ from pydantic import Field
 
 from tml.core.config import BaseConfig, UtcDatetime
 
+CONFIG = "log.yaml"
+"""The config of a job on a log, where the log's folder has one."""
+
 TimeUnit = Literal["s", "ms", "us"]
 OnError = Literal["stop", "skip"]
 

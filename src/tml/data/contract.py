@@ -168,7 +168,11 @@ def drop_faulty_rows(connection: duckdb.DuckDBPyConnection, read: Read, faults: 
         column, fault = looked_for[which]
         own = source.columns[column].own
         file, place = source.place(connection, rowid)
-        value = one(connection, f"SELECT {quote(own)} FROM {quote(source.table)} WHERE rowid = {rowid}")[0]
+        # Not every time that a file can hold is one that Python can.
+        selected = (
+            f"CAST({quote(own)} AS VARCHAR)" if source.columns[column].type.startswith(("TIME", "DATE")) else quote(own)
+        )
+        value = one(connection, f"SELECT {selected} FROM {quote(source.table)} WHERE rowid = {rowid}")[0]
         what = "no value" if value is None or value == "" else f"{shown(value)}, {fault.reason}"
         sentence = f"column {own}: found {what}, {fault.allowed}"
         faults.rows(source.name, file, place, sentence, f"{own}: {fault.reason}", count)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import yaml
 
 from tml.data.config import ImpressionsConfig, LogConfig, TableConfig
@@ -127,12 +128,10 @@ def _sample(file: Path) -> dict[str, list[Any]] | None:
     reader = {".parquet": "read_parquet", ".csv": "read_csv", ".tsv": "read_csv"}.get(str(ending_of(file)), "read_json")
     try:
         with duckdb.connect() as connection:
-            result = connection.execute(f"SELECT * FROM {reader}({file_list([file])}) LIMIT {SAMPLE_ROWS}")
-            names = [column[0] for column in result.description or []]
-            rows = result.fetchall()
-    except duckdb.Error:
+            sample = connection.sql(f"SELECT * FROM {reader}({file_list([file])}) LIMIT {SAMPLE_ROWS}").to_arrow_table()
+    except (duckdb.Error, pa.ArrowException):
         return None
-    return {name: [row[place] for row in rows if row[place] is not None] for place, name in enumerate(names)}
+    return {name: [value for value in sample[name].to_pylist() if value is not None] for name in sample.column_names}
 
 
 def _score(name: str, found: _Found) -> tuple[float, dict[str, str]]:

@@ -14,11 +14,11 @@ import yaml
 from tml.core.errors import DataError
 from tml.core.files import whole_folder
 from tml.core.progress import Bar, progress
+from tml.data.config import CONFIG
 from tml.data.faults import first_line
 from tml.data.tables import literal
 
 MEMORY = "2GB"
-CONFIG = "log.yaml"
 
 
 @dataclass(frozen=True)
