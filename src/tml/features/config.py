@@ -106,7 +106,7 @@ class FeaturesConfig(BaseConfig):
     binary: tuple[str, ...] = ()
     discrete: tuple[str, ...] | None = None
     vocabulary_minimum: int = Field(5, ge=1)
-    chunk_rows: int = Field(131_072, ge=1)
+    chunk_rows: int = Field(262_144, ge=1)
 
 
 def _check_instant(value: datetime | float) -> datetime | float:
