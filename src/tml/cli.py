@@ -135,12 +135,16 @@ def data_check(
 def data_convert(
     format_: Annotated[
         str,
-        typer.Argument(metavar="FORMAT", help="kuairand, recsys2020, recsys2021 or movielens.", show_default=False),
+        typer.Argument(
+            metavar="FORMAT",
+            help="kuairand, recsys2020, recsys2021, movielens, tfrecords or examples.",
+            show_default=False,
+        ),
     ],
     source: Annotated[Path, typer.Argument(help="The data set as it is published.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="The folder to write the log to.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="The folder to write to.", show_default=False)],
 ) -> None:
-    """Make a log, and the config of a job on it, of a public data set."""
+    """Make a log, and the config of a job on it, of a public data set; examples of TFRecords, and back (examples)."""
     from tml.data.converters import convert_log
 
     converted = convert_log(format_, source, out)
@@ -148,7 +152,7 @@ def data_convert(
         print(f"{name}: {rows:,} rows")
     for note in converted.notes:
         print(f"note: {note}", file=sys.stderr)
-    print(converted.config)
+    print(converted.result)
 
 
 @twhin.command("train", epilog=_example("tml twhin train examples/demo.yaml --run-dir runs/demo"))

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tml.core.config import load_config
-from tml.core.errors import DataError
+from tml.core.errors import DataError, MissingStage
 from tml.data.check import check_log, load_log_config
 from tml.data.config import LogConfig
 from tml.data.converters import FORMATS, Converted, convert_log
@@ -38,7 +38,7 @@ def at(seconds: float) -> datetime:
 
 def assert_a_job_takes_it(converted: Converted, tmp_path: Path) -> None:
     """Its config opens it, makes features and labels of it, and the graph."""
-    config = load_config(RunConfig, converted.config)
+    config = load_config(RunConfig, converted.result)
     assert config.log is not None
     assert config.twhin is not None
     with open_log(config.log) as log:
@@ -104,7 +104,7 @@ def test_kuairand_under_its_published_names(tmp_path: Path) -> None:
         assert [row[label] for row in found] == [row[label] for row in rows]
     assert sum(row["is_rand"] for row in found) == 20
     assert not {"play_time_ms", "profile_stay_time", "comment_stay_time"} & {*found[0]}
-    config = load_config(RunConfig, converted.config)
+    config = load_config(RunConfig, converted.result)
     assert config.split.train_start == datetime(2022, 4, 22, tzinfo=UTC) - timedelta(hours=8)
     assert {relation.source for relation in config.twhin.relations} == {"engagements"}
     assert_a_job_takes_it(converted, tmp_path)
@@ -128,7 +128,7 @@ def test_kuairand_with_edges_from_before_the_log(tmp_path: Path) -> None:
     assert check.suggestion is not None
     assert set(check.suggestion.impressions.labels) == {*LABELS}
     assert [row["type"] for row in table(converted, "history")[:3]] == ["impression", "long_view", "is_like"]
-    with open_log(load_config(RunConfig, converted.config).log) as log:
+    with open_log(load_config(RunConfig, converted.result).log) as log:
         assert (log.rows, log.duplicates) == (401, 0)
     assert_a_job_takes_it(converted, tmp_path)
 
@@ -197,7 +197,7 @@ def test_recsys_challenge(tmp_path: Path, name: str) -> None:
     assert table(converted, "text_tokens")[0] == {"post_id": "T000", "tokens": [101, 56, 102]}
     users = {row["user_id"]: row["joined_at"] for row in table(converted, "users")}
     assert users == {**{f"A{n}": at(1234567890) for n in range(0, 6, 2)}, **{f"V{n}": at(1334567890) for n in range(9)}}
-    config = load_config(RunConfig, converted.config)
+    config = load_config(RunConfig, converted.result)
     assert list(config.tasks) == [f"recap.engagement.is_{kind}" for kind in ("favorited", "retweeted", "replied")]
     assert_a_job_takes_it(converted, tmp_path)
 
@@ -268,7 +268,7 @@ def test_movielens_in_each_of_its_layouts(tmp_path: Path, layout: str) -> None:
 def test_every_format_says_what_it_needs(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in FORMATS:
-        with pytest.raises(DataError, match=r"empty: (no file|found n)"):
+        with pytest.raises((DataError, MissingStage), match=r"empty(/schema.json)?: (no such file|no file|found n)"):
             convert_log(name, tmp_path / "empty", tmp_path / "log")
         with pytest.raises(DataError, match=r"gone: no such file or folder, allowed is "):
             convert_log(name, tmp_path / "gone", tmp_path / "log")

@@ -1,4 +1,5 @@
-"""From public data sets to engagement logs that a job takes as they are: one file a format.
+"""From public data sets to engagement logs that a job takes as they are, and from published TFRecords to examples and
+back: one file a format.
 
 A converter writes a folder whole or not at all: the contract's tables as Parquet, and `log.yaml`, the config of a job
 on them. It reads and writes in streams, so that a data set may be larger than memory. What is an outcome and no label
@@ -13,6 +14,7 @@ from tml.core.errors import DataError
 from tml.data.converters.kuairand import convert_kuairand
 from tml.data.converters.movielens import convert_movielens
 from tml.data.converters.recsys import convert_recsys
+from tml.data.converters.tfrecords import convert_examples, convert_tfrecords
 from tml.data.converters.writer import Converted
 
 
@@ -29,6 +31,8 @@ FORMATS: Mapping[str, Format] = {
     "recsys2020": Format("RecSys Challenge 2020: a file or a folder, 24 fields separated by \\x01", convert_recsys),
     "recsys2021": Format("RecSys Challenge 2021: the same fields as 2020", convert_recsys),
     "movielens": Format("MovieLens: a folder with ratings.csv, ratings.dat or u.data", convert_movielens),
+    "tfrecords": Format("published TFRecords: a folder with schema.json, to an example dataset", convert_tfrecords),
+    "examples": Format("an example dataset, back to TFRecords of the published form", convert_examples),
 }
 
 

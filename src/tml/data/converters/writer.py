@@ -29,16 +29,18 @@ class Converted:
         folder: the log.
         rows: table → its rows.
         notes: what is worth knowing of how the data set became a log.
+        entry: the file to go on with: the config of a job on the log, or a schema.
     """
 
     folder: Path
     rows: Mapping[str, int]
     notes: tuple[str, ...]
+    entry: str = CONFIG
 
     @property
-    def config(self) -> Path:
-        """The config of a job on the log."""
-        return self.folder / CONFIG
+    def result(self) -> Path:
+        """The file to go on with."""
+        return self.folder / self.entry
 
 
 @dataclass
