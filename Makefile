@@ -1,14 +1,20 @@
 # make setup | demo | test | check | bench | clean
 PYTHON ?= python3.11
 BIN := .venv/bin
+# TorchRec asks for the CUDA build of FBGEMM whatever the machine: hence without its dependencies, and only where the
+# CPU build has a wheel. Without the two `tests/optimizers/test_torchrec.py` is skipped.
+TORCHREC := torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0
 
 .PHONY: setup demo test check bench clean
 
 setup: .venv/.ready
 
-.venv/.ready: pyproject.toml
+.venv/.ready: pyproject.toml Makefile
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --quiet --editable '.[dev,distributed]'
+ifeq ($(shell uname -sm),Linux x86_64)
+	$(BIN)/pip install --quiet --no-deps $(TORCHREC)
+endif
 	@touch $@
 
 demo: setup

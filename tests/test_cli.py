@@ -10,7 +10,17 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 @pytest.mark.parametrize(
     "verb",
-    ["run", "simulate", "features", "twhin train", "recap train", "recap evaluate", "recap rank", "report"],
+    [
+        "run",
+        "simulate",
+        "features",
+        "twhin train",
+        "recap train",
+        "recap evaluate",
+        "recap rank",
+        "recap schedule",
+        "report",
+    ],
 )
 def test_every_verb_has_help_with_an_example(tml: Any, verb: str) -> None:
     done = tml(*verb.split(), "--help")
@@ -28,6 +38,7 @@ def test_every_verb_has_help_with_an_example(tml: Any, verb: str) -> None:
         (["run", "--set", "split.train_start=0.9"], ["split", "follow each other"]),
         (["run", "--set", "weights.is_clik=1"], ["weights", "is_clik"]),
         (["simulate", "out", "--users", "1"], ["users", "1", "greater than or equal to 2"]),
+        (["recap", "schedule", "--out", "x.pdf"], ["x.pdf", "found .pdf", "allowed are .png, .svg, .html"]),
         (["features", "--run-dir", "empty"], ["simulate is not finished", "tml simulate"]),
     ],
 )

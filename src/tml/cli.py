@@ -119,6 +119,49 @@ def recap_rank(config: Config = None, run_dir: RunDir = None, set_: Set = None) 
     _show_timeline(_job(config, run_dir, set_, "rank"))
 
 
+@recap.command("schedule", epilog=_example("tml recap schedule examples/demo.yaml --steps 2000 --out schedule.png"))
+def recap_schedule(
+    config: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[CONFIG.yaml]",
+            help="The job, or a config with an `optimizer` section, or such a section alone.",
+            show_default=False,
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Steps of training.", show_default="the config's, or as many as the schedules need"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw a picture too: .png, .svg or .html.", show_default=False)
+    ] = None,
+    set_: Set = None,
+) -> None:
+    """Show the learning rate of each tower and of the backbone over the steps, before anything is trained."""
+    from tml.core.config import load_config
+    from tml.pipeline import RunConfig
+    from tml.report.schedule import load_optimizer, plan_of_optimizer, plan_of_ranker
+    from tml.report.schedule_picture import require_format, write_picture
+
+    if out is not None:
+        require_format(out)
+    name = str(config or "the default job")
+    optimizer = load_optimizer(config, set_ or ()) if config else None
+    if optimizer is not None:
+        plan = plan_of_optimizer(optimizer, name, steps)
+    else:
+        job = load_config(RunConfig, config, set_ or ())
+        plan = plan_of_ranker(job.recap, job.tasks, name, steps)
+    if out is not None:
+        write_picture(plan, out)
+    _print(plan)
+    if out is not None:
+        print(out)
+
+
 @app.command(epilog=_example("tml report examples/demo.yaml --run-dir runs/demo"))
 def report(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
     """Make the one-page report of a run."""

@@ -4,8 +4,9 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from tml.core import checkpoint
 from tml.core.errors import DataError, UserError
+from tml.core.step import _to_device
 from tml.core.training import TrainingConfig, TrainResult, TrainState, resume, train
 
 
@@ -62,7 +64,7 @@ def make(batches: Any = None, seed: int = 0) -> TrainState:
     return TrainState(model, optimizer, schedule, batches or Batches())
 
 
-CONFIG = TrainingConfig(num_steps=25, log_every=4, evaluate_every=10, checkpoint_every=7, clip_gradient_norm=0.5)
+CONFIG = TrainingConfig(num_steps=25, log_every=4, evaluate_every=10, checkpoint_every=7)
 
 
 def evaluate(model: nn.Module) -> dict[str, float]:
@@ -312,7 +314,7 @@ def test_what_is_not_finite_stops_with_the_step(infinite: str, tmp_path: Path) -
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     state = TrainState(model, optimizer, None, [torch.tensor(float(i)) for i in range(10)])
     with pytest.raises(UserError, match=f"the {infinite} at step 4 is (nan|inf)"):
-        train(state, TrainingConfig(num_steps=10, clip_gradient_norm=1.0), tmp_path)
+        train(state, TrainingConfig(num_steps=10, log_every=1), tmp_path)
     assert state.step == 3
     assert torch.equal(model.weight, torch.zeros(1))
 
@@ -336,27 +338,6 @@ def test_a_loss_that_is_none_is_refused() -> None:
         train(state, TrainingConfig(num_steps=1))
 
 
-def test_clipping_reaches_sparse_gradients() -> None:
-    class Sparse(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.table = nn.Embedding(4, 2, sparse=True)
-            self.weight = nn.Parameter(torch.ones(2))
-
-        def forward(self, rows: torch.Tensor) -> torch.Tensor:
-            return (self.table(rows) * self.weight).sum()
-
-    model = Sparse()
-    before = model.table.weight.detach().clone()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    state = TrainState(model, optimizer, None, [torch.tensor([1, 1, 2])])
-    train(state, TrainingConfig(num_steps=1, clip_gradient_norm=0.01))
-    weight_gradient = before[[1, 1, 2]].sum(dim=0)
-    table_gradient = torch.tensor([[0.0, 0.0], [2, 2], [1, 1], [0, 0]])
-    norm = torch.cat([weight_gradient, table_gradient.flatten()]).norm()
-    torch.testing.assert_close(model.table.weight.detach(), before - table_gradient * 0.01 / norm)
-
-
 def test_the_position_is_looked_up_before_the_next_batch_is_drawn(tmp_path: Path) -> None:
     """Waiting for a batch can be interrupted too: that batch was not had."""
 
@@ -372,3 +353,170 @@ def test_the_position_is_looked_up_before_the_next_batch_is_drawn(tmp_path: Path
     newest = checkpoint.latest(tmp_path / "checkpoints", "config")
     assert newest is not None
     assert checkpoint.load(newest)["batches"] == {"given": 5}
+
+
+class Regression(nn.Module):
+    """No layer that mixes examples, so that a batch is the sum of its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
+        losses = (self.layers(batch["x"]) - batch["y"]).square().mean(dim=0)
+        return losses.mean(), {"losses": {"like": losses[0], "reply": losses[1]}}
+
+
+def regression(batches: Any) -> TrainState:
+    model = Regression()
+    return TrainState(model, torch.optim.SGD(model.parameters(), lr=0.1), None, batches)
+
+
+def parts(sizes: list[int], count: int) -> list[list[dict[str, torch.Tensor]]]:
+    """`count` large batches, each cut into parts of these sizes."""
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(count):
+        x, y = (torch.randn(sum(sizes), width, generator=generator).split(sizes) for width in (4, 2))
+        made.append([{"x": one, "y": other} for one, other in zip(x, y, strict=True)])
+    return made
+
+
+@pytest.mark.parametrize("sizes", [[8, 8, 8], [5, 9, 2]])
+def test_accumulated_batches_are_one_large_batch(sizes: list[int], tmp_path: Path) -> None:
+    pieces = parts(sizes, 20)
+    small = regression([piece for batch in pieces for piece in batch])
+    large = regression([{n: torch.cat([piece[n] for piece in batch]) for n in ("x", "y")} for batch in pieces])
+    train(small, TrainingConfig(num_steps=20, log_every=5, accumulate_batches=3), tmp_path / "small")
+    train(large, TrainingConfig(num_steps=20, log_every=5), tmp_path / "large")
+    assert (small.step, small.batches_read, large.batches_read) == (20, 60, 20)
+    for one, other in zip(small.model.parameters(), large.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    for line, expected in zip(lines(tmp_path / "small"), lines(tmp_path / "large"), strict=True):
+        assert line == {key: pytest.approx(value, rel=1e-5) for key, value in expected.items()}
+
+
+def test_accumulation_resumes_between_steps(tmp_path: Path) -> None:
+    config = TrainingConfig(num_steps=9, accumulate_batches=3, checkpoint_every=2)
+    whole = make(WithoutPosition())
+    train(whole, config)
+    with pytest.raises(KeyboardInterrupt):
+        train(make(WithoutPosition()), config, tmp_path, None, [stop_at(5)])
+    state = make(WithoutPosition(), seed=99)
+    assert resume(state, tmp_path)
+    assert (state.step, state.batches_read) == (5, 15)
+    train(state, config, tmp_path)
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, state.model.state_dict()[name]), name
+
+
+def test_the_last_batches_that_do_not_fill_a_step_make_one() -> None:
+    batches = [batch for _, batch in zip(range(7), Batches(), strict=False)]
+    state = make(batches)
+    assert train(state, TrainingConfig(num_steps=None, accumulate_batches=3)).step == 3
+    assert state.batches_read == 7
+
+
+class Averaging(torch.optim.SGD):
+    """Keeps the sum of what was passed, as the average of a training that evaluates with it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model.parameters(), lr=0.1)
+        self.model, self.inside = model, 0
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        own = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.load_state_dict({name: torch.zeros_like(value) for name, value in own.items()})
+        self.inside += 1
+        try:
+            yield
+        finally:
+            self.model.load_state_dict(own)
+
+
+def test_evaluation_sees_averaged_weights_and_an_interruption_in_it_loses_nothing(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Model()
+    state = TrainState(model, Averaging(model), None, Batches())
+
+    def zero(model: nn.Module) -> dict[str, float]:
+        if state.step == 4:
+            raise KeyboardInterrupt
+        return {"weight": float(next(model.parameters()).abs().sum())}
+
+    with pytest.raises(KeyboardInterrupt):
+        train(state, TrainingConfig(num_steps=6, evaluate_every=2), tmp_path, zero)
+    assert [line["validation/weight"] for line in lines(tmp_path)] == [0.0]
+    assert next(model.parameters()).any()
+    newest = checkpoint.latest(tmp_path / "checkpoints")
+    assert newest is not None
+    assert checkpoint.step_of(newest) == 4
+    saved = checkpoint.load(newest)["model"]
+    assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
+
+
+class Jagged:
+    """What is made of tensors and moves by itself, as TorchRec's batches are."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Jagged":
+        return Jagged(self.values.to(device, non_blocking=non_blocking))
+
+
+class Named(NamedTuple):
+    dense: torch.Tensor
+    jagged: Jagged
+    name: str
+
+
+def test_every_kind_of_batch_is_moved_to_the_device() -> None:
+    tensor = torch.zeros(2)
+    moved = _to_device({"a": [tensor, (tensor, 3)], "b": Named(tensor, Jagged(tensor), "c")}, torch.device("meta"))
+    (first, (second, three)), named = moved["a"], moved["b"]
+    assert three == 3
+    assert isinstance(named, Named)
+    assert named.name == "c"
+    assert all(value.device.type == "meta" for value in (first, second, named.dense, named.jagged.values))
+
+
+class Scalar(nn.Module):
+    def __init__(self, outputs: Any, trained: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.outputs, self.trained = outputs, trained
+
+    def forward(self, batch: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        return (self.weight if self.trained else self.weight.detach()) * batch.sum(), self.outputs
+
+
+@pytest.mark.parametrize("outputs", [None, {"losses": None}, {"losses": {"like": 0.5, "reply": torch.tensor([2])}}])
+def test_losses_of_tasks_are_numbers_or_tensors_or_none(outputs: Any) -> None:
+    model = Scalar(outputs)
+    state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.0), None, [torch.ones(3)])
+    metrics = train(state, TrainingConfig(num_steps=1)).metrics
+    expected = {"like": 0.5, "reply": 2.0} if outputs and outputs["losses"] else {}
+    assert {key: value for key, value in metrics.items() if key.startswith("train/loss/")} == {
+        f"train/loss/{task}": value for task, value in expected.items()
+    }
+
+
+def test_a_loss_without_a_gradient_is_refused() -> None:
+    model = Scalar(None, trained=False)
+    state = TrainState(model, torch.optim.SGD(model.parameters(), lr=0.0), None, [torch.ones(3)])
+    with pytest.raises(UserError, match=r"^Scalar\.forward must return a loss with a gradient, found"):
+        train(state, TrainingConfig(num_steps=1))
+
+
+def test_only_the_first_of_several_ranks_tells_and_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tml.core.training.is_first_rank", lambda: False)
+    result = train(make(), TrainingConfig(num_steps=3), tmp_path)
+    assert result.step == 3
+    assert "train/loss" in result.metrics
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")

@@ -136,3 +136,9 @@ def test_the_outermost_towers_count() -> None:
 def test_tables() -> None:
     model = nn.ModuleDict({"users": nn.Embedding(3, 2), "bags": nn.EmbeddingBag(3, 2), "dense": nn.Linear(1, 1)})
     assert list(find_tables(model)) == ["users", "bags"]
+
+
+def test_the_empty_path_is_the_model() -> None:
+    names = [["weight"], ["a.weight"]]
+    assert assign_groups(names, {"": "all"}) == {"all": ["weight", "a.weight"]}
+    assert assign_groups(names, {"": "all", "a": "inner"}) == {"all": ["weight"], "inner": ["a.weight"]}

@@ -2,18 +2,20 @@
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tml.core.config import parse_config
+from tml.core.config import BaseConfig, parse_config
 from tml.core.errors import ConfigError
 from tml.optimizers.schedules import LearningRate, LinearRampToConstant, LinearRampToCosine, PiecewiseConstant
 
 rates = st.floats(1e-8, 10, allow_nan=False)
 steps = st.integers(0, 10_000_000)
+HUGE = 10**9
 
 
 @pytest.mark.parametrize(
@@ -125,3 +127,56 @@ def test_explicit_nulls_are_absent() -> None:
 def test_a_schedule_is_not_changed_after_it_is_made() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         LinearRampToConstant(learning_rate=1, num_ramp_steps=1).num_ramp_steps = 2  # type: ignore[misc]
+
+
+class Group(BaseConfig):
+    learning_rate: LearningRate
+
+
+@pytest.mark.parametrize(("given_as", "value"), [(0.001, 0.001), (0, 0.0), (2, 2.0), ("1e-3", 0.001)])
+def test_a_bare_number_is_a_constant(given_as: Any, value: float) -> None:
+    # The text is what YAML makes of 1e-3.
+    rate = parse_config(Group, {"learning_rate": given_as}, "x.yaml").learning_rate
+    assert rate == LearningRate(constant=value)
+    assert rate.at(0) == rate.at(HUGE) == value
+
+
+@pytest.mark.parametrize(
+    ("bare", "said"),
+    [
+        (True, "learning_rate.constant: found True: allowed is a number"),
+        ({"constant": False}, "learning_rate.constant: found False: allowed is a number"),
+        ({"linear_ramp_to_constant": {"learning_rate": True, "num_ramp_steps": 5}}, "found True: allowed is a number"),
+        ({"linear_ramp_to_constant": {"learning_rate": 1, "num_ramp_steps": True}}, "found True: allowed is a number"),
+        (
+            {"piecewise_constant": {"learning_rate_boundaries": [3], "learning_rate_values": [0.1, True]}},
+            r"found \[0.1, True\]: allowed is a number",
+        ),
+        (-1, "greater than or equal to 0"),
+        (math.nan, "finite"),
+        ("fast", "'fast': input should be a valid number"),
+        ([0.1], "found .0.1.: input should be"),
+    ],
+)
+def test_what_is_no_number_is_no_constant(bare: Any, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse_config(Group, {"learning_rate": bare}, "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("tree", "joints", "horizon"),
+    [
+        (0.1, (), 0),
+        ({"linear_ramp_to_constant": {"learning_rate": 1, "num_ramp_steps": 5}}, (5,), 5),
+        ({"piecewise_constant": {"learning_rate_boundaries": [], "learning_rate_values": [1]}}, (), 0),
+        ({"piecewise_constant": {"learning_rate_boundaries": [3, 9], "learning_rate_values": [1, 2, 3]}}, (3, 9), 9),
+        ({"inverse_square_root": {"learning_rate": 1, "num_ramp_steps": 50}}, (50,), 500),
+        ({"exponential": {"learning_rate": 1, "decay_rate": 1, "decay_steps": 9, "num_ramp_steps": 4}}, (4,), 4),
+        # A hundredth is two times a tenth.
+        ({"exponential": {"learning_rate": 1, "decay_rate": 0.1, "decay_steps": 9, "num_ramp_steps": 4}}, (4,), 22),
+        ({"exponential": {"learning_rate": 0, "decay_rate": 0.1, "decay_steps": 9}}, (0,), 0),
+    ],
+)
+def test_horizon_and_joints(tree: Any, joints: tuple[int, ...], horizon: int) -> None:
+    rate = LearningRate.model_validate(tree)
+    assert (rate.joints, rate.horizon) == (joints, horizon)

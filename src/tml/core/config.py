@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from tml.core.errors import ConfigError
@@ -32,7 +41,10 @@ UtcDatetime = Annotated[datetime, AfterValidator(_to_utc)]
 
 
 class BaseConfig(BaseModel):
-    """The base of every config. Fields made with `one_of("group")` are alternatives: exactly one must be set."""
+    """The base of every config. Fields made with `one_of("group")` are alternatives: exactly one must be set.
+
+    With `one_of("group", required=False)` none of them may be set, too.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
@@ -48,22 +60,37 @@ class BaseConfig(BaseModel):
         field = cls.model_fields.get(name)
         return field is not None and not field.is_required() and type(None) not in _options(field.annotation)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # YAML reads `yes` as true, and pydantic would take true for 1.
+        kinds = _leaves(cls.model_fields[str(info.field_name)].annotation)
+        if not kinds & {int, float} or bool in kinds:
+            return value
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            if isinstance(inner, bool):
+                raise ValueError(f"found {inner} for {key}, allowed is a number")
+        if isinstance(value, bool) or (isinstance(value, list | tuple) and any(isinstance(v, bool) for v in value)):
+            raise ValueError("allowed is a number")
+        return value
+
     @model_validator(mode="after")
     def _exactly_one_of(self) -> Self:
-        groups: dict[str, list[str]] = {}
+        groups: dict[tuple[str, bool], list[str]] = {}
         for name, field in type(self).model_fields.items():
-            if isinstance(field.json_schema_extra, dict) and "one_of" in field.json_schema_extra:
-                groups.setdefault(str(field.json_schema_extra["one_of"]), []).append(name)
-        for names in groups.values():
+            extra = field.json_schema_extra
+            if isinstance(extra, dict) and "one_of" in extra:
+                groups.setdefault((str(extra["one_of"]), bool(extra["required"])), []).append(name)
+        for (_, required), names in groups.items():
             given = [name for name in names if getattr(self, name) is not None]
-            if len(given) != 1:
-                found = " and ".join(given) or "none of them"
-                raise ValueError(f"exactly one of {', '.join(names)} is allowed, found {found}")
+            if len(given) > 1 or (required and not given):
+                found, how_many = " and ".join(given) or "none of them", "exactly" if required else "at most"
+                raise ValueError(f"{how_many} one of {', '.join(names)} is allowed, found {found}")
         return self
 
 
-def one_of(group: str, **kwargs: Any) -> Any:
-    """A field of which exactly one in its group must be set; its type must admit None.
+def one_of(group: str, required: bool = True, **kwargs: Any) -> Any:
+    """A field of which exactly one in its group must be set, or at most one; its type must admit None.
 
     Example:
         >>> class Rate(BaseConfig):
@@ -72,7 +99,7 @@ def one_of(group: str, **kwargs: Any) -> Any:
         >>> Rate(constant=0.1).constant
         0.1
     """
-    return Field(default=None, json_schema_extra={"one_of": group}, **kwargs)
+    return Field(default=None, json_schema_extra={"one_of": group, "required": required}, **kwargs)
 
 
 C = TypeVar("C", bound=BaseConfig)
@@ -225,6 +252,14 @@ def _options(annotation: Any) -> tuple[Any, ...]:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return typing.get_args(annotation)
     return (annotation,)
+
+
+def _leaves(annotation: Any) -> set[Any]:
+    """The plain types that an annotation is made of."""
+    if typing.get_origin(annotation) is Annotated:
+        return _leaves(typing.get_args(annotation)[0])
+    inner = typing.get_args(annotation)
+    return set().union(*map(_leaves, inner)) if inner else {annotation}
 
 
 def _config_class(annotation: Any) -> type[BaseConfig] | None:

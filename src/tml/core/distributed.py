@@ -29,14 +29,24 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def is_first_rank() -> bool:
+    """Whether this process is the one that tells and writes: the first of its group, or the only one."""
+    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+
+
 def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside DistributedDataParallel, DataParallel and `torch.compile`, in whatever order they were put."""
+    """The module inside its wrappers, in whatever order they were put.
+
+    They are DistributedDataParallel, DataParallel, `torch.compile`, and TorchRec's DistributedModelParallel.
+    """
     while True:
         if isinstance(module, nn.parallel.DistributedDataParallel | nn.DataParallel):
             module = module.module
-        elif "_orig_mod" in module._modules:  # the one mark of torch.compile's private wrapper class
-            inner = module._modules["_orig_mod"]
-            assert inner is not None
-            module = inner
-        else:
+            continue
+        # The one mark of torch.compile's private class, and of TorchRec's, which need not be installed.
+        name = next((name for name in ("_orig_mod", "_dmp_wrapped_module") if name in module._modules), None)
+        if name is None:
             return module
+        inner = module._modules[name]
+        assert inner is not None
+        module = inner

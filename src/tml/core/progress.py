@@ -35,6 +35,11 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:,.0f} {self.unit}/s" if speed else "", style="cyan")
 
 
+class _NoBar:
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        pass
+
+
 class _RichBar:
     def __init__(self, bars: Progress, label: str, total: float | None) -> None:
         self.bars = bars
@@ -75,13 +80,14 @@ class _PlainBar:
 
 
 @contextmanager
-def progress(label: str, total: float | None = None, unit: str = "steps") -> Iterator[Bar]:
+def progress(label: str, total: float | None = None, unit: str = "steps", shown: bool = True) -> Iterator[Bar]:
     """Show the progress of one piece of work while the block runs.
 
     Args:
         label: what is being done, as `train ranker`.
         total: the number of units in all; None where it is not known, which shows no time left.
         unit: what is counted, in the plural.
+        shown: whether anything is; of several processes that do the same one is enough.
 
     Example:
         >>> with progress("count", total=3, unit="items") as bar:
@@ -89,6 +95,9 @@ def progress(label: str, total: float | None = None, unit: str = "steps") -> Ite
         ...         bar.advance()
     """
     console = Console(stderr=True)
+    if not shown:
+        yield _NoBar()
+        return
     if not console.is_terminal:
         plain = _PlainBar(label, total, unit)
         yield plain

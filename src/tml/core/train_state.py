@@ -15,6 +15,7 @@ from torch import nn
 
 from tml.core.distributed import unwrap
 from tml.core.errors import DataError
+from tml.core.sharding import copy_into, full_shape, full_state, is_sharded
 
 
 @dataclass
@@ -23,15 +24,16 @@ class TrainState:
 
     Attributes:
         model: forward(batch) returns the loss, a scalar tensor, or (loss, outputs); where outputs is a mapping with
-            the key "losses", a mapping of task to scalar tensor, each task's loss is logged too.
+            the key "losses", a mapping of task to scalar tensor or number, each task's loss is logged too.
         scheduler: stepped after every step of the optimizer; None for a constant rate.
         batches: any iterable. With `state_dict()` and `load_state_dict()` it tells its position and goes on from it;
             without them a resumed training reads past the batches that it has had.
         step: number of finished steps.
+        batches_read: number of batches in them.
         generators: random generators to save and restore beside torch's own.
         seconds: time spent in these steps.
         logged, evaluated: the last step that has been.
-        rates: learning rates of the last step and, where it was measured, the norm of its gradient.
+        rates: learning rates of the last step and, where they were measured, the norms of its gradient.
     """
 
     model: nn.Module
@@ -39,6 +41,7 @@ class TrainState:
     scheduler: torch.optim.lr_scheduler.LRScheduler | None
     batches: Iterable[Any]
     step: int = 0
+    batches_read: int = 0
     generators: Mapping[str, torch.Generator] = field(default_factory=dict)
     seconds: float = 0.0
     logged: int = 0
@@ -62,12 +65,16 @@ class TrainState:
         return {"random": random, "batches": tells() if tells else None}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the steps to come depend on, as plain values and tensors."""
+        """Everything that the steps to come depend on, as plain values and tensors.
+
+        Where tensors are sharded every rank calls it, and the first has the whole of them.
+        """
         return {
-            "model": unwrap(self.model).state_dict(),
+            "model": full_state(unwrap(self.model).state_dict()),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else None,
             "step": self.step,
+            "batches_read": self.batches_read,
             "progress": {"seconds": self.seconds, "logged": self.logged, "evaluated": self.evaluated},
             "averages": {"sums": self._sums, "rates": self.rates},
             **self.position(),
@@ -83,7 +90,7 @@ class TrainState:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler:
             self.scheduler.load_state_dict(state["scheduler"])
-        self.step = state["step"]
+        self.step, self.batches_read = state["step"], state["batches_read"]
         self.seconds, self.logged, self.evaluated = (state["progress"][k] for k in ("seconds", "logged", "evaluated"))
         self._sums, self.rates = dict(state["averages"]["sums"]), dict(state["averages"]["rates"])
         self._resume_from = {"random": state["random"], "batches": state["batches"]}
@@ -98,7 +105,7 @@ class TrainState:
             batches = iter(self.batches)
         else:
             batches = iter(self.batches)
-            for _ in itertools.islice(batches, self.step):
+            for _ in itertools.islice(batches, self.batches_read):
                 pass
         random = resume_from["random"]
         torch.set_rng_state(random["cpu"])
@@ -132,9 +139,12 @@ def _load_model(model: nn.Module, saved: Mapping[str, torch.Tensor]) -> None:
     differences = {
         "missing": own.keys() - saved.keys(),
         "left over": saved.keys() - own.keys(),
-        "of another shape": {name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape},
+        "of another shape": {name for name in own.keys() & saved.keys() if full_shape(own[name]) != saved[name].shape},
     }
     found = [f"{what} {', '.join(sorted(names))}" for what, names in differences.items() if names]
     if found:
         raise DataError(f"the checkpoint is of another model: {'; '.join(found)}")
-    model.load_state_dict(saved)
+    sharded = {name: value for name, value in own.items() if is_sharded(value)}
+    for name, value in sharded.items():
+        copy_into(value, saved[name])
+    model.load_state_dict({**saved, **sharded})

@@ -7,28 +7,28 @@ a training that is interrupted and resumed gives the parameters and the metrics 
 A step is done whole or not at all: Ctrl-C waits for the end of it, then the loop saves a checkpoint and stops.
 """
 
-import math
-import signal
+import itertools
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveInt
 from rich.console import Console
 from torch import nn
 
 from tml.core import checkpoint, files
 from tml.core.config import BaseConfig
 from tml.core.curves import Curves
-from tml.core.distributed import unwrap
-from tml.core.errors import DataError, UserError
+from tml.core.distributed import is_first_rank
+from tml.core.errors import ConfigError, DataError
+from tml.core.interrupts import uninterrupted
 from tml.core.progress import progress
+from tml.core.step import measure_last, take_step
 from tml.core.train_state import TrainState as TrainState
 
 
@@ -41,8 +41,8 @@ class TrainingConfig(BaseConfig):
     evaluate_every: PositiveInt = 1_000
     checkpoint_every: PositiveInt = 1_000
     checkpoints_to_keep: PositiveInt = 3
-    clip_gradient_norm: PositiveFloat | None = None
-    """Gradients whose norm over all parameters is larger are scaled down to it."""
+    accumulate_batches: PositiveInt = 1
+    """Batches a step: their gradients are averaged, each by its share of the examples, as of one large batch."""
 
 
 Callback = Callable[[TrainState, Mapping[str, float]], None]
@@ -82,8 +82,8 @@ def train(
     Args:
         state: changed in place.
         config: when to do what.
-        folder: takes `metrics.jsonl`, `tensorboard/` and `checkpoints/`; None writes nothing. What an earlier run
-            left there of steps after `state.step` is removed.
+        folder: takes `metrics.jsonl`, `tensorboard/` and `checkpoints/`, written by the first rank; None writes
+            nothing. What an earlier run left there of steps after `state.step` is removed.
         evaluate: gets the model in evaluation mode, without gradients; its values are logged below `validation/`.
         callbacks: called after every step.
         label: what the progress bar is called.
@@ -91,11 +91,22 @@ def train(
 
     Raises:
         UserError: the loss or the gradient is not finite; the message has the step.
+        ConfigError: batches are to be accumulated, but the optimizer cannot.
         DataError: the batches end before `num_steps`.
     """
-    _show(state.optimizer)
+    if config.accumulate_batches > 1 and not getattr(state.optimizer, "accumulates", True):
+        raise ConfigError(
+            f"accumulate_batches: found {config.accumulate_batches}, allowed is 1 where tables are updated in backward"
+        )
+    first = is_first_rank()
+    if first:
+        _show(state.optimizer)
+    folder = folder if first else None
     steps_left = None if config.num_steps is None else max(config.num_steps - state.step, 0)
-    with Curves(folder, state.step, _written_before(state)) as curves, progress(label, steps_left) as bar:
+    with (
+        Curves(folder, state.step, _written_before(state)) as curves,
+        progress(label, steps_left, shown=is_first_rank()) as bar,
+    ):
         pauses = _Pauses(state, config, curves, evaluate, folder, fingerprint)
         batches = state.start()
         state.model.train()
@@ -104,13 +115,16 @@ def train(
             pauses.take()  # what an interrupted run left to do after its last step
             while not _is_over(state, config):
                 start = time.perf_counter()
-                batch = next(batches, _END)
-                if batch is _END:
+                taken = list(itertools.islice(batches, config.accumulate_batches))
+                if not taken:
                     _require_complete(state, config)
+                    measure_last(state)  # only now is it known to have been the last
                     pauses.take(last=True)
                     break
-                with _uninterrupted():
-                    loss = _step(state, batch, config, start)
+                number = state.step + 1
+                measure = number % config.log_every == 0 or number == config.num_steps
+                with uninterrupted():
+                    loss = take_step(state, taken, measure, start)
                     pauses.mark()
                 bar.advance(1, f"loss {loss:.4f}")
                 measured = pauses.take()
@@ -120,9 +134,6 @@ def train(
             pauses.save_last_finished_step()
             raise
     return TrainResult(state.step, state.seconds, curves.latest)
-
-
-_END = object()
 
 
 class _Pauses:
@@ -156,12 +167,17 @@ class _Pauses:
         measured: dict[str, float] = {}
         if state.logged < state.step and (last or state.step % config.log_every == 0):
             measured |= state.averages()
-            with _uninterrupted():
+            with uninterrupted():
                 self.curves.write(state.step, measured)
                 state.restart_averages()
         if self.evaluate and state.evaluated < state.step and (last or state.step % config.evaluate_every == 0):
-            values = _evaluate(state.model, self.evaluate)
-            with _uninterrupted():
+            try:
+                with averaged(state.optimizer):
+                    values = _evaluate(state.model, self.evaluate)
+            finally:
+                # To put averaged weights in and out writes to buffers, but is no part of a next step.
+                self.buffers = _versions(state.model)
+            with uninterrupted():
                 self.curves.write(state.step, values)
                 state.evaluated = state.step
                 self.mark()
@@ -181,6 +197,12 @@ class _Pauses:
         self.saved = self.state.step
 
 
+def averaged(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
+    """Inside the block the model has its averaged weights, where its optimizer keeps an average."""
+    context: AbstractContextManager[None] = getattr(optimizer, "averaged", nullcontext)()
+    return context
+
+
 def _is_over(state: TrainState, config: TrainingConfig) -> bool:
     return config.num_steps is not None and state.step >= config.num_steps
 
@@ -196,78 +218,6 @@ def _require_complete(state: TrainState, config: TrainingConfig) -> None:
         raise DataError(f"the training batches ended after step {state.step}, but num_steps is {config.num_steps}")
     if state.step == 0:
         raise DataError("there are no training batches, but at least one is needed")
-
-
-def _step(state: TrainState, batch: Any, config: TrainingConfig, start: float) -> float:
-    """One step, whole: forward, backward, update, schedule. Returns its loss."""
-    number = state.step + 1
-    loss, losses = _loss_of(state.model(_to_device(batch, state.device)), state.model)
-    # One transfer from the device for all of them.
-    value, *task_values = torch.stack([loss.detach(), *losses.values()]).tolist()
-    if not math.isfinite(value):
-        raise UserError(f"the loss at step {number} is {value}: lower the learning rate or look for bad inputs")
-    state.optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    groups = enumerate(state.optimizer.param_groups)
-    state.rates = {f"learning_rate/{group.get('name', i)}": float(group["lr"]) for i, group in groups}
-    if config.clip_gradient_norm is not None or number % config.log_every == 0 or number == config.num_steps:
-        norm = _clip(state.model, config.clip_gradient_norm)
-        if not math.isfinite(norm):
-            raise UserError(f"the gradient at step {number} is {norm}: lower the learning rate or look for bad inputs")
-        state.rates["gradient_norm"] = norm
-    state.optimizer.step()
-    if state.scheduler:
-        state.scheduler.step()
-    state.step = number
-    seconds = time.perf_counter() - start
-    state.seconds += seconds
-    tasks = {f"train/loss/{task}": v for task, v in zip(losses, task_values, strict=True)}
-    state.add({"train/loss": value, **tasks, "examples": _examples(batch), "seconds": seconds})
-    return float(value)
-
-
-def _loss_of(result: Any, model: nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    loss, outputs = result if isinstance(result, tuple) and len(result) == 2 else (result, None)
-    if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
-        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
-        name = type(unwrap(model)).__name__
-        raise UserError(f"{name}.forward must return a scalar loss or (loss, outputs), found {found}")
-    losses = outputs.get("losses", {}) if isinstance(outputs, Mapping) else {}
-    loss = loss.reshape(())
-    return loss, {name: value.detach().reshape(()).to(loss.dtype) for name, value in losses.items()}
-
-
-def _to_device(batch: Any, device: torch.device) -> Any:
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: _to_device(value, device) for key, value in batch.items()}
-    if type(batch) in (list, tuple):
-        return type(batch)(_to_device(value, device) for value in batch)
-    return batch
-
-
-def _examples(batch: Any) -> int:
-    """The length of the batch's first tensor that has one; 0 where there is none."""
-    if isinstance(batch, torch.Tensor):
-        return len(batch) if batch.ndim else 0
-    values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
-    return next((count for count in map(_examples, values) if count), 0)
-
-
-def _clip(model: nn.Module, largest: float | None) -> float:
-    """The norm of the whole gradient; where it is above `largest`, the gradient is scaled down to that."""
-    gradients = []
-    for parameter in model.parameters():
-        if parameter.grad is not None and parameter.grad.is_sparse:
-            parameter.grad = parameter.grad.coalesce()
-            gradients.append(parameter.grad.values())
-        elif parameter.grad is not None:
-            gradients.append(parameter.grad)
-    norm = float(nn.utils.get_total_norm(gradients))
-    if largest is not None and norm > largest:
-        torch._foreach_mul_(gradients, largest / norm)
-    return norm
 
 
 def _evaluate(model: nn.Module, evaluate: Callable[[nn.Module], Mapping[str, float]]) -> dict[str, float]:
@@ -287,25 +237,3 @@ def _versions(model: nn.Module) -> list[tuple[int, int]]:
 def _written_before(state: TrainState) -> Callable[[dict[str, Any]], bool]:
     """Which lines of the metrics are of the steps that the state has behind it."""
     return lambda line: line["step"] <= (state.logged if "train/loss" in line else state.evaluated)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold Ctrl-C back until the block is done."""
-    handler = signal.getsignal(signal.SIGINT)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed = False
-
-    def remember(_number: int, _frame: Any) -> None:
-        nonlocal pressed
-        pressed = True
-
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if pressed:
-        handler(signal.SIGINT, None)

@@ -3,12 +3,14 @@
 A module is found by its path, as `towers.is_replied`; it has the parameters whose names go on from that path by whole
 components, so `towers.is_replied` has nothing of `towers.is_replied_reply_engaged_by_author`. Where one such module is
 inside another, the inner one decides. A parameter that several modules share has several names; it belongs to the one
-group among them, and to two groups it cannot belong. Paths are those of the bare model: DistributedDataParallel and
-`torch.compile` add nothing to them, wherever they are.
+group among them, and to two groups it cannot belong. Paths are those of the bare model: DistributedDataParallel,
+`torch.compile` and TorchRec's DistributedModelParallel add nothing to them, wherever they are.
 """
 
 import itertools
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -23,7 +25,7 @@ def assign_groups(
 
     Args:
         names: for each parameter all its names; the first one stands for it.
-        modules: group by module path; a parameter's own name is a path too.
+        modules: group by module path; a parameter's own name is a path too, and the model's is empty.
         rest: the group of the parameters that are in none of these modules.
 
     Returns:
@@ -55,7 +57,7 @@ def assign_groups(
 def _innermost(name: str, modules: Mapping[str, str]) -> str | None:
     path = name
     while path not in modules:
-        if "." not in path:
+        if not path:
             return None
         path = path.rpartition(".")[0]
     return modules[path]
@@ -77,13 +79,13 @@ def find_towers(model: nn.Module) -> dict[str, str]:
     The outermost `towers` counts. A model without one has no towers.
 
     Raises:
-        ConfigError: two different `towers` equally far out.
+        ConfigError: two different `towers` equally far out, or a list of them, which has no task names.
     """
-    found = {
-        path: module
-        for path, module in walk(model)
-        if path.rpartition(".")[2] == "towers" and isinstance(module, nn.ModuleDict)
-    }
+    named = {path: module for path, module in walk(model) if path.rpartition(".")[2] == "towers"}
+    found = {path: module for path, module in named.items() if isinstance(module, nn.ModuleDict)}
+    for path, module in named.items():
+        if isinstance(module, nn.ModuleList) and not found:
+            raise ConfigError(f"{path}: found a ModuleList, allowed is a ModuleDict, a tower by its task's name")
     depth = min((path.count(".") for path in found), default=0)
     outermost = {module: path for path, module in found.items() if path.count(".") == depth}
     if len(outermost) > 1:
@@ -91,9 +93,27 @@ def find_towers(model: nn.Module) -> dict[str, str]:
     return {key.replace("/", "."): f"{path}.{key}" for towers, path in outermost.items() for key in towers}
 
 
-def find_tables(model: nn.Module) -> dict[str, nn.Embedding | nn.EmbeddingBag]:
-    """The embedding tables by module path."""
-    return {path: module for path, module in walk(model) if isinstance(module, nn.Embedding | nn.EmbeddingBag)}
+def find_tables(model: nn.Module, prefix: str = "") -> dict[str, Any]:
+    """The embedding tables by module path: each has a `weight`; `prefix` is the model's own path.
+
+    They are `nn.Embedding` and `nn.EmbeddingBag`, alone or in a collection of TorchRec's, and what
+    DistributedModelParallel has made of them.
+    """
+    tables: dict[str, Any] = {}
+    for path, module in walk(model, prefix):
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            tables[path] = module
+        elif is_sharded_collection(module):
+            tables |= {name: table for name, table in walk(module, path) if "weight" in table._parameters}
+    return tables
+
+
+def is_sharded_collection(module: nn.Module) -> bool:
+    """Whether TorchRec has sharded this collection of embedding tables."""
+    # Where a class was never imported nothing can be of it; TorchRec need not be installed.
+    classes = (("embeddingbag", "ShardedEmbeddingBagCollection"), ("embedding", "ShardedEmbeddingCollection"))
+    loaded = ((sys.modules.get(f"torchrec.distributed.{name}"), class_name) for name, class_name in classes)
+    return any(source is not None and isinstance(module, getattr(source, class_name)) for source, class_name in loaded)
 
 
 def walk(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -160,10 +160,13 @@ def wilson_interval(
     return np.clip(middle - half, 0, None), np.clip(middle + half, None, 1)
 
 
-def to_svg(title: str, chart: alt.Chart | alt.LayerChart | alt.FacetChart) -> str:
-    """The chart as an SVG element that scales down with its container and carries a title for screen readers."""
-    # Width and height are those of the whole picture, so that pictures beside each other line up.
-    autosize = {"type": "fit", "contains": "padding"}
+def to_svg(title: str, chart: alt.Chart | alt.LayerChart | alt.FacetChart, fit: bool = True) -> str:
+    """The chart as an SVG element that scales down with its container and carries a title for screen readers.
+
+    Width and height are those of the whole picture, so that pictures beside each other line up; without `fit` they are
+    those of the plot inside the axes.
+    """
+    autosize = {"type": "fit" if fit else "pad", "contains": "padding"}
     svg: str = vl_convert.vegalite_to_svg({**chart.to_dict(validate=False), "config": CONFIG, "autosize": autosize})
     size = re.search(r'width="([\d.]+)" height="[\d.]+" (viewBox="[^"]*")', svg)
     assert size is not None

@@ -45,15 +45,20 @@ def write_report(run: Path) -> Path:
 def page(files: RunFiles) -> str:
     """The whole page."""
     sections = "".join((_predictions(files), _order(files), _timeline(files), _tasks(files), _training(files)))
+    footer = f"<footer>Made by tml {escape(__version__)} from the files of this run.</footer>"
+    return document(f"{files.name}: report", f"{_header(files)}{sections}{_config(files)}{footer}")
+
+
+def document(title: str, body: str) -> str:
+    """A whole HTML file around what is in its main part, with the style inside."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         # Says to the browser what the page promises: nothing is fetched, no script runs.
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
         'img-src data:">'
-        f'<link rel="icon" href="data:,"><title>{escape(files.name)}: report</title><style>{CSS}</style></head>'
-        f"<body><main>{_header(files)}{sections}{_config(files)}"
-        f"<footer>Made by tml {escape(__version__)} from the files of this run.</footer></main></body></html>\n"
+        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{CSS}</style></head>'
+        f"<body><main>{body}</main></body></html>\n"
     )
 
 

@@ -96,6 +96,17 @@ def test_a_single_constant_rate_is_torchs_adam() -> None:
         torch.testing.assert_close(parameter, plain_parameter, rtol=1e-5, atol=1e-6)
 
 
+def test_without_the_fused_kernel_it_is_torchs_default_adam_bit_for_bit() -> None:
+    model = Ranker([FAVORITED])
+    other = copy.deepcopy(model)
+    single = RecapOptimizerConfig(adam={"epsilon": 1e-8, "fused": False}, single_task_learning_rate=0.01)
+    optimizer, scheduler = build_optimizer(model, single)
+    assert not any(group["fused"] for group in optimizer.param_groups)
+    advance(model, optimizer, [scheduler], range(50))
+    advance(other, torch.optim.Adam(other.parameters(), lr=0.01), [], range(50))
+    assert_equal(model, other)
+
+
 def test_one_tower_at_the_backbones_rate_is_torchs_adam() -> None:
     model = Ranker([FAVORITED])
     other = copy.deepcopy(model)
@@ -154,10 +165,10 @@ def test_only_a_step_counts_as_a_step() -> None:
     optimizer, scheduler = build_optimizer(model, config())
     optimizer.load_state_dict(optimizer.state_dict())
     assert all("step" not in state for state in optimizer.state_dict()["state"].values())
-    assert scheduler.state_dict() == {"step": 0}
+    assert scheduler.state_dict()["step"] == 0
     advance(model, optimizer, [scheduler], range(1))
     assert {state["step"].item() for state in optimizer.state_dict()["state"].values()} == {1.0}
-    assert scheduler.state_dict() == {"step": 1}
+    assert scheduler.state_dict()["step"] == 1
 
 
 def test_saved_and_loaded_is_uninterrupted(tmp_path: Path) -> None:
@@ -239,6 +250,116 @@ def test_refusals_name_what_is_wrong() -> None:
         parse_config(RecapOptimizerConfig, {**TREE, "single_task_learning_rate": {"constant": 1}}, "ranker.yaml")
 
 
+def test_groups_have_settings_of_their_own() -> None:
+    tree = copy.deepcopy(TREE) | {
+        "weight_decay": {"constant": 0.1},
+        "clip_gradient_norm": 5.0,
+        "average": {"decay": 0.99},
+        "groups": {
+            "backbone": {"muon": {}, "clip_gradient_norm": 1.0},
+            REPLIED: {"sgd": {"momentum": 0.5}, "weight_decay": {"constant": 0.0}},
+        },
+    }
+    optimizer, _ = build_optimizer(Ranker(), parse_config(RecapOptimizerConfig, tree, "ranker.yaml"))
+    found = {
+        (type(part).__name__, group["name"], tuple(group["param_names"])): (
+            group["weight_decay"],
+            group["clip_gradient_norm"],
+        )
+        for part in optimizer.parts
+        for group in part.param_groups
+    }
+    tower = {task: f"towers.{task.replace('.', '/')}" for task in TASKS}
+    assert found == {
+        ("Muon", "backbone", ("backbone.0.weight",)): (0.1, 1.0),
+        ("AdamW", "backbone", ("backbone.0.bias",)): (0.0, 1.0),
+        ("Adam", FAVORITED, (f"{tower[FAVORITED]}.weight",)): (0.1, None),
+        ("Adam", FAVORITED, (f"{tower[FAVORITED]}.bias",)): (0.0, None),
+        ("SGD", REPLIED, (f"{tower[REPLIED]}.weight", f"{tower[REPLIED]}.bias")): (0.0, None),
+        ("Adam", BY_AUTHOR, (f"{tower[BY_AUTHOR]}.weight",)): (0.1, None),
+        ("Adam", BY_AUTHOR, (f"{tower[BY_AUTHOR]}.bias",)): (0.0, None),
+    }
+    adam = next(part for part in optimizer.parts if type(part) is torch.optim.Adam)
+    assert adam.defaults["betas"] == (0.95, 0.999)
+    assert (optimizer.clip_gradient_norm, optimizer.average.decay) == (5.0, 0.99)  # type: ignore[union-attr]
+    wrong = parse_config(RecapOptimizerConfig, TREE | {"groups": {"is_replied": {}}}, "ranker.yaml")
+    with pytest.raises(ConfigError, match=f"groups: found is_replied, allowed are backbone, {FAVORITED}"):
+        build_optimizer(Ranker(), wrong)
+
+
+RESUME = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+from test_optimizer import Ranker, advance, full_config
+from tml.projects.home.recap.optimizer import build_optimizer
+
+model = Ranker(seed=1, table=True)
+optimizer, scheduler = build_optimizer(model, *full_config())
+saved = torch.load(sys.argv[2], weights_only=True)
+for part, state in zip((model, optimizer, scheduler), saved):
+    part.load_state_dict(state)
+advance(model, optimizer, [scheduler], range(13, 40))
+torch.save([model.state_dict(), optimizer.state_dict(), scheduler.state_dict()], sys.argv[2])
+"""
+
+
+def full_config() -> tuple[RecapOptimizerConfig, OptimizerConfig]:
+    """Every kind of state: Adam, Muon, AdamW, momentum, row-wise sums, averages, a decay that follows the step."""
+    tree = copy.deepcopy(TREE) | {
+        "weight_decay": ramp(0.1, 30),
+        "clip_gradient_norm": 0.5,
+        "average": {"decay": 0.9},
+        "groups": {"backbone": {"muon": {}}, REPLIED: {"sgd": {"momentum": 0.5}}},
+    }
+    embeddings = OptimizerConfig(rowwise_adagrad={}, learning_rate=ramp(0.1, 30))
+    return parse_config(RecapOptimizerConfig, tree, "ranker.yaml"), embeddings
+
+
+def test_loaded_in_a_fresh_process_is_uninterrupted(tmp_path: Path) -> None:
+    model = Ranker(table=True)
+    optimizer, scheduler = build_optimizer(model, *full_config())
+    advance(model, optimizer, [scheduler], range(13))
+    path = tmp_path / "state.pt"
+    torch.save([model.state_dict(), optimizer.state_dict(), scheduler.state_dict()], path)
+    command = [sys.executable, "-W", "error", "-c", RESUME, str(Path(__file__).parent), str(path)]
+    subprocess.run(command, check=True)
+    advance(model, optimizer, [scheduler], range(13, 40))
+    resumed = torch.load(path, weights_only=True)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, resumed[0][name]), name
+    state = optimizer.state_dict()
+    for name, kept in state["state"].items():
+        for key, value in kept.items():
+            assert torch.equal(value, resumed[1]["state"][name][key]), (name, key)
+    for name, value in state["average"]["averages"].items():
+        assert torch.equal(value, resumed[1]["average"]["averages"][name]), name
+    assert scheduler.state_dict() == resumed[2]
+
+
+def test_configs_may_be_plain_mappings() -> None:
+    optimizer, _ = build_optimizer(Ranker(table=True), TREE, {"adagrad": {}, "learning_rate": 0.1})
+    assert [group["name"] for group in optimizer.param_groups] == ["backbone", *TASKS, "embeddings"]
+    with pytest.raises(ConfigError, match=r"optimizer_config: .*beta_3"):
+        build_optimizer(Ranker(), {**TREE, "adam": {"beta_3": 1}})
+    with pytest.raises(ConfigError, match=r"emb_optimizer_config: .*exactly one of adam, adamw"):
+        build_optimizer(Ranker(table=True), TREE, {"learning_rate": 0.1})
+
+
+def test_a_list_of_towers_is_refused() -> None:
+    model = Ranker()
+    model.towers = nn.ModuleList(model.towers.values())  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match="towers: found a ModuleList, allowed is a ModuleDict"):
+        build_optimizer(model)
+
+
+def test_what_is_no_state_is_refused() -> None:
+    optimizer, scheduler = build_optimizer(Ranker(), config())
+    with pytest.raises(DataError, match="not a state of the optimizer: found nothing, needed is `state`"):
+        optimizer.load_state_dict({})
+    with pytest.raises(DataError, match="not a state of the scheduler: found state, average, needed is `step`"):
+        scheduler.load_state_dict(optimizer.state_dict())
+
+
 def test_no_backbone_needs_no_rate() -> None:
     model = Ranker()
     model.backbone.requires_grad_(False)
@@ -293,11 +414,34 @@ def test_train_takes_batches_steps_and_callbacks() -> None:
     assert [step for step, _ in seen] == list(range(1, 16))
     assert seen[-1][1] == result.metrics["train/loss"]
     built.train([batch(0), batch(1)])
-    assert built.scheduler.state_dict() == {"step": 17}
+    assert built.scheduler.state_dict()["step"] == 17
+    assert build_optimizer(Ranker()).train([batch(0)] * 6, accumulate_batches=2).step == 3
     with pytest.raises(DataError, match="ended after step 1, but num_steps is 2"):
         built.train(iter([batch(0)]), steps=2)
     with pytest.raises(ConfigError, match=r"give train\(batches=...\) or Ranker a training_batches\(\) method"):
         build_optimizer(Ranker()).train()
+
+
+def test_norms_of_the_last_gradient_are_measured_however_training_ends() -> None:
+    by_steps = build_optimizer(Ranker(), config()).train([batch(0), batch(1)], steps=2)
+    by_batches = build_optimizer(Ranker(), config()).train([batch(0), batch(1)])
+    norms = {key: value for key, value in by_steps.metrics.items() if key.startswith("gradient_norm")}
+    assert norms.keys() == {"gradient_norm", "gradient_norm/backbone", *(f"gradient_norm/{task}" for task in TASKS)}
+    assert norms.items() <= by_batches.metrics.items()
+
+
+@pytest.mark.parametrize("number", [0, -1, 2.5, True, "3"])
+def test_train_refuses_what_is_no_number_of_steps(number: Any) -> None:
+    built = build_optimizer(Ranker(), config())
+    for name in ("steps", "accumulate_batches"):
+        with pytest.raises(ConfigError, match=f"^{name}: found {number!r}, allowed is a whole number of at least 1$"):
+            built.train([batch(0)], **{name: number})
+
+
+def test_a_model_that_is_a_table_has_the_embeddings_rate() -> None:
+    embeddings = OptimizerConfig.model_validate({"rowwise_adagrad": {}, "learning_rate": 0.5})
+    optimizer, _ = build_optimizer(nn.Embedding(3, 2), emb_optimizer_config=embeddings)
+    assert [(group["name"], group["lr"]) for group in optimizer.param_groups] == [("embeddings", 0.5)]
 
 
 def test_wrapped_models() -> None:

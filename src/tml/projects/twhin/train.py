@@ -22,7 +22,8 @@ from torch import nn
 from tml.core.distributed import pick_device
 from tml.core.training import TrainResult, TrainState, resume, train
 from tml.optimizers.builders import build
-from tml.optimizers.grouped import GroupedOptimizer, RateScheduler
+from tml.optimizers.grouped import GroupedOptimizer
+from tml.optimizers.scheduler import RateScheduler
 from tml.projects.twhin.batches import EdgeBatches
 from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.data import Graph, extract_graph, hold_out
@@ -59,7 +60,8 @@ def train_twhin(
     optimizer, scheduler = build_optimizer(model, config)
     state = TrainState(model, optimizer, scheduler, batches)
     resume(state, out, fingerprint)
-    steps = config.training.num_steps or max(1, round(config.epochs * batches.batches_per_epoch))
+    batches_per_step = config.training.accumulate_batches
+    steps = config.training.num_steps or max(1, round(config.epochs * batches.batches_per_epoch / batches_per_step))
     training = config.training.model_copy(update={"num_steps": steps})
     evaluate = _evaluator(kept, held_out, seed) if len(held_out) else None
     result = train(state, training, out, evaluate, label="train TwHIN", fingerprint=fingerprint)

@@ -16,9 +16,10 @@ from tml.core.config import BaseConfig, parse_config
 from tml.core.distributed import pick_device
 from tml.core.errors import DataError, MissingStage
 from tml.core.files import whole_file
-from tml.core.training import TrainingConfig, TrainResult, TrainState, resume, train
+from tml.core.training import TrainingConfig, TrainResult, TrainState, averaged, resume, train
 from tml.data.examples import ExampleReader, Schema, read_part
 from tml.metrics.binary import BinaryMetrics
+from tml.optimizers.config import OptimizerConfig
 from tml.optimizers.schedules import LearningRate, LinearRampToCosine
 from tml.projects.home.recap.baselines import base_rates
 from tml.projects.home.recap.config import InputShapes, ModelConfig
@@ -38,6 +39,7 @@ class RecapConfig(BaseConfig):
         model: the architecture.
         optimizer: learning rates by tower and for the backbone; null fits a schedule to the length of the training,
             see `default_optimizer`. The published rates are made for a training a thousand times as long.
+        embedding_optimizer: algorithm and rate of the embedding tables; by default they learn with the backbone.
         batch_size: examples a step.
         epochs: passes over the training examples, where `training.num_steps` does not say otherwise.
         training: when to log, evaluate and save.
@@ -47,6 +49,7 @@ class RecapConfig(BaseConfig):
     embeddings: dict[str, EmbeddingInput] = Field(default_factory=lambda: dict(DEFAULT_EMBEDDINGS))
     model: ModelConfig = ModelConfig()
     optimizer: RecapOptimizerConfig | None = None
+    embedding_optimizer: OptimizerConfig | None = None
     batch_size: int = Field(512, ge=2)
     epochs: float = Field(2.0, gt=0)
     training: TrainingConfig = TrainingConfig(num_steps=None, log_every=50, evaluate_every=200, checkpoint_every=200)
@@ -93,15 +96,19 @@ def train_recap(
     rates = _base_rates(schema, examples)
     model.initialise_biases(rates)
     objective = RankerLoss(model).to(pick_device())
-    steps = config.training.num_steps or max(1, round(config.epochs * reader.batches_per_epoch))
-    optimizer, scheduler = build_optimizer(objective, config.optimizer or default_optimizer(schema.tasks, steps))
+    batches_per_step = config.training.accumulate_batches
+    steps = config.training.num_steps or max(1, round(config.epochs * reader.batches_per_epoch / batches_per_step))
+    optimizer, scheduler = build_optimizer(
+        objective, config.optimizer or default_optimizer(schema.tasks, steps), config.embedding_optimizer
+    )
     torch.manual_seed(seed)
     state = TrainState(objective, optimizer, scheduler, reader)
     resume(state, out, fingerprint)
     training = config.training.model_copy(update={"num_steps": steps})
     evaluate = _evaluator(inputs, examples, schema)
     result = train(state, training, out, evaluate, label="train ranker", fingerprint=fingerprint)
-    save_ranker(model, config.model, inputs.shapes(), out / "model.safetensors")
+    with averaged(optimizer):
+        save_ranker(model, config.model, inputs.shapes(), out / "model.safetensors")
     return result
 
 

@@ -1,13 +1,16 @@
 """The `optimizer` section of a ranker's config, and the rates that Twitter published for the Heavy Ranker.
 
 A like is a thousand times as frequent as a report, so each tower learns at a rate of its own, and the backbone at
-another, all by Adam.
+another; as published, all by Adam.
 """
 
 from collections.abc import Collection
+from typing import Any
+
+from pydantic import Field, model_validator
 
 from tml.core.config import BaseConfig, one_of
-from tml.optimizers.config import AdamConfig
+from tml.optimizers.config import ALGORITHMS, AdamConfig, AverageConfig, GroupConfig, OptimizerConfig
 from tml.optimizers.schedules import LearningRate, LinearRampToConstant
 
 
@@ -19,18 +22,41 @@ class MultiTaskLearningRates(BaseConfig):
     tower_learning_rates: dict[str, LearningRate]
 
 
-class RecapOptimizerConfig(BaseConfig):
-    """Adam with exactly one way to set learning rates: by tower, or one for the whole model.
+class RecapOptimizerConfig(GroupConfig):
+    """One algorithm for all, Adam by default, and exactly one way to set rates: by tower, or one for the whole model.
+
+    Attributes:
+        weight_decay, no_weight_decay: of every group that has none of its own.
+        clip_gradient_norm: where the norm of the whole gradient is larger, it is scaled down to this.
+        groups: what single groups have of their own: algorithm, weight decay, a limit for the group's own gradient. By
+            task name, `backbone`, or `model` with a single rate.
+        average: keeps averaged weights, which evaluation and export then use.
 
     Example:
-        >>> config = RecapOptimizerConfig(single_task_learning_rate={"constant": 0.001})
+        >>> config = RecapOptimizerConfig(
+        ...     single_task_learning_rate={"constant": 0.001}, groups={"model": {"adamw": {}, "weight_decay": 0.01}}
+        ... )
         >>> config.adam.beta_2
         0.999
     """
 
-    adam: AdamConfig = AdamConfig()
     multi_task_learning_rates: MultiTaskLearningRates | None = one_of("learning_rates")
     single_task_learning_rate: LearningRate | None = one_of("learning_rates")
+    groups: dict[str, GroupConfig] = Field(default_factory=dict)
+    average: AverageConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adam_by_default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and all(values.get(name) is None for name in ALGORITHMS):
+            return {**values, "adam": {}}
+        return values
+
+    def of_group(self, group: str, learning_rate: LearningRate) -> OptimizerConfig:
+        """All that a group needs, given its rate."""
+        shared = {"learning_rate": learning_rate, **self.chosen}
+        shared |= {name: v for name in ("weight_decay", "no_weight_decay") if (v := getattr(self, name)) is not None}
+        return OptimizerConfig(**shared).but(self.groups.get(group, GroupConfig()))
 
 
 # Rate and ramp steps, as published for the Heavy Ranker in 2023.

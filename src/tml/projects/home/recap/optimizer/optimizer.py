@@ -11,19 +11,22 @@ is the backbone. Groups are named after their tasks, and `backbone`, `embeddings
 """
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
+from tml.core.config import parse_config
 from tml.core.distributed import unwrap
 from tml.core.errors import ConfigError
 from tml.core.training import Callback, TrainingConfig, TrainResult, TrainState, train
 from tml.optimizers.builders import build
 from tml.optimizers.config import OptimizerConfig
-from tml.optimizers.grouped import GroupedOptimizer, RateScheduler
-from tml.optimizers.groups import find_tables, find_towers, require_same_tasks
+from tml.optimizers.grouped import GroupedOptimizer
+from tml.optimizers.groups import find_tables, find_towers, listed, require_same_tasks
+from tml.optimizers.in_backward import tables_in_backward
+from tml.optimizers.scheduler import RateScheduler
 from tml.projects.home.recap.optimizer.config import RecapOptimizerConfig, default_config
 
 BACKBONE, EMBEDDINGS, MODEL = "backbone", "embeddings", "model"
@@ -53,7 +56,11 @@ class BuiltOptimizer(_Pair):
     model: nn.Module
 
     def train(
-        self, batches: Iterable[Any] | None = None, steps: int | None = None, callbacks: Sequence[Callback] = ()
+        self,
+        batches: Iterable[Any] | None = None,
+        steps: int | None = None,
+        callbacks: Sequence[Callback] = (),
+        accumulate_batches: int = 1,
     ) -> TrainResult:
         """Train the model.
 
@@ -61,14 +68,19 @@ class BuiltOptimizer(_Pair):
             batches: what the model's forward takes; by default the model's own `training_batches()`.
             steps: how many steps, with as many passes over the batches as that takes; by default one pass.
             callbacks: called after every step with the state and what was measured.
+            accumulate_batches: batches a step, whose gradients are averaged as those of one large batch.
 
         Returns:
             Steps, seconds and the latest metrics, such as `train/loss`.
 
         Raises:
-            ConfigError: there are no batches: none given, and the model does not offer any.
+            ConfigError: there are no batches: none given, and the model does not offer any; or a number of steps or of
+                batches a step that is not at least 1.
             UserError: the loss is not finite.
         """
+        for name, number in {"steps": steps, "accumulate_batches": accumulate_batches}.items():
+            if number is not None and (type(number) is not int or number < 1):
+                raise ConfigError(f"{name}: found {number!r}, allowed is a whole number of at least 1")
         if batches is not None:
             source: Callable[[], Iterable[Any]] = functools.partial(iter, batches)
         else:
@@ -78,29 +90,32 @@ class BuiltOptimizer(_Pair):
                 raise ConfigError(f"no training batches: give train(batches=...) or {name} a training_batches() method")
             source = algorithm.training_batches
         state = TrainState(self.model, self.optimizer, self.scheduler, source() if steps is None else _passes(source))
-        return train(state, TrainingConfig(num_steps=steps), callbacks=callbacks)
+        config = TrainingConfig(num_steps=steps, accumulate_batches=accumulate_batches)
+        return train(state, config, callbacks=callbacks)
 
 
 def build_optimizer(
     model: nn.Module,
-    optimizer_config: RecapOptimizerConfig | None = None,
-    emb_optimizer_config: OptimizerConfig | None = None,
+    optimizer_config: RecapOptimizerConfig | Mapping[str, Any] | None = None,
+    emb_optimizer_config: OptimizerConfig | Mapping[str, Any] | None = None,
 ) -> BuiltOptimizer:
     """Build the optimizer and the learning-rate scheduler of a ranker.
 
     Args:
-        model: any module, bare or wrapped in a loss, in DistributedDataParallel or by `torch.compile`. Frozen
-            parameters are left out.
-        optimizer_config: by default the published rates, or a single one where the model has no towers.
-        emb_optimizer_config: algorithm and rate of all `nn.Embedding` and `nn.EmbeddingBag` tables; by default they
-            learn with the module that they are in.
+        model: any module, bare or wrapped in a loss, in DistributedDataParallel, in TorchRec's
+            DistributedModelParallel or by `torch.compile`. Frozen parameters are left out.
+        optimizer_config: a config, or a mapping of its fields as YAML gives it; by default the published rates, or a
+            single one where the model has no towers.
+        emb_optimizer_config: algorithm and rate of all `nn.Embedding` and `nn.EmbeddingBag` tables, also those of
+            TorchRec's collections; by default they learn with the module that they are in. Needed where tables are
+            updated in backward, and then with the algorithm given to `apply_in_backward`.
 
     Returns:
         A tuple (optimizer, scheduler); call `scheduler.step()` after each `optimizer.step()`, or only `train()`.
 
     Raises:
-        ConfigError: a rate for a tower that the model lacks, a tower or a backbone without one, or a parameter in
-            two towers; the message has the names.
+        ConfigError: a rate for a tower that the model lacks, a tower, a backbone or a table updated in backward
+            without one, a parameter in two towers, or an algorithm that a parameter cannot have; with the names.
 
     Example:
         >>> model = nn.ModuleDict({"backbone": nn.Linear(4, 2), "towers": nn.ModuleDict({"is_click": nn.Linear(2, 1)})})
@@ -108,6 +123,10 @@ def build_optimizer(
         >>> [group["name"] for group in optimizer.param_groups]
         ['backbone', 'is_click']
     """
+    if isinstance(optimizer_config, Mapping):
+        optimizer_config = parse_config(RecapOptimizerConfig, dict(optimizer_config), "optimizer_config")
+    if isinstance(emb_optimizer_config, Mapping):
+        emb_optimizer_config = parse_config(OptimizerConfig, dict(emb_optimizer_config), "emb_optimizer_config")
     towers = find_towers(model)
     config = optimizer_config or default_config(towers)
     configs: dict[str, OptimizerConfig] = {}
@@ -115,23 +134,31 @@ def build_optimizer(
     rates = config.multi_task_learning_rates
     if rates is None:
         rest = MODEL
-        configs[MODEL] = OptimizerConfig(adam=config.adam, learning_rate=config.single_task_learning_rate)
+        assert config.single_task_learning_rate is not None  # exactly one of the two is set
+        configs[MODEL] = config.of_group(MODEL, config.single_task_learning_rate)
     else:
         rest = BACKBONE
         _require_distinct(towers)
         require_same_tasks(rates.tower_learning_rates, towers)
         if rates.backbone_learning_rate is not None:
-            configs[BACKBONE] = OptimizerConfig(adam=config.adam, learning_rate=rates.backbone_learning_rate)
+            configs[BACKBONE] = config.of_group(BACKBONE, rates.backbone_learning_rate)
         for task, rate in rates.tower_learning_rates.items():
-            configs[task] = OptimizerConfig(adam=config.adam, learning_rate=rate)
+            configs[task] = config.of_group(task, rate)
             modules[towers[task]] = task
+    for group in config.groups.keys() - configs.keys():
+        raise ConfigError(f"groups: found {group}, allowed are {', '.join(configs)}")
     if emb_optimizer_config is not None:
         tables = find_tables(model)
         if not tables:
             raise ConfigError("emb_optimizer_config: given, but the model has no embedding tables")
         configs[EMBEDDINGS] = emb_optimizer_config
         modules |= dict.fromkeys(tables, EMBEDDINGS)
-    built = BuiltOptimizer(*build(model, configs, modules, rest))
+    elif in_backward := tables_in_backward(model):
+        raise ConfigError(
+            f"no learning rate for the tables {listed(in_backward)}, which are updated in backward: give "
+            "emb_optimizer_config"
+        )
+    built = BuiltOptimizer(*build(model, configs, modules, rest, config.clip_gradient_norm, config.average))
     built.model = model
     return built
 
