@@ -50,6 +50,11 @@ def _number(text: str) -> exp.Expression:
     return exp.Literal.number(text)
 
 
+def uri(path: Path) -> str:
+    """A path as Spark takes it, whatever file system it reads by default."""
+    return f"file://{path.absolute()}"
+
+
 class Database:
     """Tables and queries of one session.
 
@@ -90,12 +95,12 @@ class Database:
     def keep(self, name: str, rows: DataFrame) -> DataFrame:
         """Compute rows once, as a table."""
         path = self._path(name)
-        rows.write.parquet(str(path))
+        rows.write.parquet(uri(path))
         return self.open(name, path)
 
     def open(self, name: str, path: Path) -> DataFrame:
         """Make a table of Parquet that is there."""
-        table = self.session.read.parquet(str(path))
+        table = self.session.read.parquet(uri(path))
         table.createOrReplaceTempView(name)
         return table
 
