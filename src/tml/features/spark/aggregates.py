@@ -91,7 +91,10 @@ class SparkAggregates:
         rates = [f"everyone {kind}" for kind in self.kinds[1:]]
         queries = asked.select("row", *codes, *rates, F.explode(moments).alias("moment"))
         queries = queries.select("row", *codes, *rates, "moment.point", "moment.time")
-        both = queries.unionByName(events.select("kind", "time", *codes), allowMissingColumns=True)
+        # Where a value is missing nothing happens to the key, but Spark puts all that miss it together.
+        has_key = " AND ".join(f"{code} IS NOT NULL" for code in codes)
+        known = events.where(has_key).select("kind", "time", *codes)
+        both = queries.unionByName(known, allowMissingColumns=True)
         before = Window.partitionBy(*codes).orderBy("time").rangeBetween(Window.unboundedPreceding, -1)
         running = both.select(
             "row", "point", "time", *rates, *(total.over(before).alias(name) for name, total in totals.items())

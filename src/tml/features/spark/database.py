@@ -96,13 +96,13 @@ class Database:
         """Compute rows once, as a table."""
         path = self._path(name)
         rows.write.parquet(uri(path))
-        return self.open(name, path)
-
-    def open(self, name: str, path: Path) -> DataFrame:
-        """Make a table of Parquet that is there."""
-        table = self.session.read.parquet(uri(path))
+        table = self.session.read.schema(rows.schema).parquet(uri(path))
         table.createOrReplaceTempView(name)
         return table
+
+    def open(self, name: str, path: Path) -> None:
+        """Make a table of Parquet that is there."""
+        self.session.read.parquet(uri(path)).createOrReplaceTempView(name)
 
     def _path(self, name: str) -> Path:
         self._made += 1
