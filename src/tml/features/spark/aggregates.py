@@ -63,6 +63,8 @@ class SparkAggregates:
 
     def write(self, first: int, last: int, folder: Path) -> list[Path]:
         """Compute the aggregates of the impressions from row `first` to `last`: a Parquet folder a key, sorted."""
+        if not self.aggregates.keys:
+            return []
         sides = "LEFT JOIN post_side p USING (post_id) LEFT JOIN user_side u USING (user_id)"
         events = self.database.sql(
             f"SELECT kind, epoch_us(happened_at) AS time{self._codes} "
@@ -128,14 +130,17 @@ class SparkAggregates:
             return _window(group.length, kind)
         if group.statistic == "rate":
             happened, shown = _window(group.length, kind), _window(group.length, 0)
-            return rate(happened, shown, F.col(f"`everyone {kind}`"), self.aggregates.smoothing)
+            smoothed: Column = rate(happened, shown, F.col(f"`everyone {kind}`"), self.aggregates.smoothing)
+            return smoothed
         if group.statistic == "since":
             last = F.col(f"`{NOW} last {kind}`")
             return F.when(last > 0, since(F.col("time"), last)).otherwise(NEVER)
         half_life = microseconds(group.length)
         ends = [NOW, *(_block(half_life, back) for back in range(BLOCKS))]
         sums = [F.coalesce(F.col(f"`{end} weight {half_life} {kind}`"), F.lit(0)) for end in ends]
-        return decayed([later - earlier for later, earlier in itertools.pairwise(sums)], F.col("time"), half_life)
+        weights = [later - earlier for later, earlier in itertools.pairwise(sums)]
+        value: Column = decayed(weights, F.col("time"), half_life)
+        return value
 
     def _rates_of_everyone(self, events: DataFrame, asked: DataFrame) -> DataFrame:
         """The rate of each engagement type in the whole log before each impression.
@@ -190,7 +195,8 @@ def _at(point: str, total: str) -> Column:
 def _window(window: str, kind: int) -> Column:
     """What happened in a window."""
     then = F.lit(0) if window == "all" else F.col(f"`{window} count {kind}`")
-    return count(F.col(f"`{NOW} count {kind}`"), then)
+    happened: Column = count(F.col(f"`{NOW} count {kind}`"), then)
+    return happened
 
 
 def _or_zero(total: Column) -> Column:
