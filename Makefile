@@ -1,11 +1,11 @@
-# make setup | demo | test | check | bench | clean
+# make setup | spark | demo | test | check | bench | clean
 PYTHON ?= python3.11
 BIN := .venv/bin
 # TorchRec asks for the CUDA build of FBGEMM whatever the machine: hence without its dependencies, and only where the
 # CPU build has a wheel. Without the two `tests/optimizers/test_torchrec.py` is skipped.
 TORCHREC := torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup spark demo test check bench clean
 
 setup: .venv/.ready
 
@@ -15,6 +15,13 @@ setup: .venv/.ready
 ifeq ($(shell uname -sm),Linux x86_64)
 	$(BIN)/pip install --quiet --no-deps $(TORCHREC)
 endif
+	@touch $@
+
+# Beside the setup, since it is half a gigabyte; without it or without Java `tests/features/test_spark.py` is skipped.
+spark: .venv/.spark
+
+.venv/.spark: .venv/.ready
+	$(BIN)/pip install --quiet --editable '.[spark]'
 	@touch $@
 
 demo: setup

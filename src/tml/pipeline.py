@@ -182,6 +182,12 @@ def _tasks(run: Run) -> dict[str, Any]:
     return {name: task.model_dump() for name, task in run.config.tasks.items()}
 
 
+def _what_examples_depend_on(run: Run) -> list[Any]:
+    """Which engine computes them is not among it: the numbers are the same."""
+    config = run.config
+    return [_log_content(run), _tasks(run), config.features.definitions(), config.split, config.seed]
+
+
 STAGES = (
     Stage("simulate", "simulate", (), "log", lambda run: [run.config.simulator, run.config.seed], _simulate),
     Stage(
@@ -189,7 +195,13 @@ STAGES = (
         "features",
         ("simulate",),
         "examples",
-        lambda run: [_log_content(run), _tasks(run), run.config.features, run.config.split, run.config.seed],
+        lambda run: [
+            _log_content(run),
+            _tasks(run),
+            run.config.features.definitions(),
+            run.config.split,
+            run.config.seed,
+        ],
         _features,
     ),
     Stage(

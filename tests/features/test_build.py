@@ -7,8 +7,9 @@ import pyarrow as pa
 import pytest
 
 from tml.data.config import LogConfig, TaskConfig
-from tml.data.examples import Schema, read_part, vector_values
+from tml.data.examples import Schema, vector_values
 from tml.data.log import open_log
+from tml.data.shards import read_part
 from tml.features.build import build_examples
 from tml.features.config import FeaturesConfig, SplitConfig
 

@@ -81,7 +81,7 @@ class Aggregates:
     def half_lives(self, key: tuple[str, ...]) -> list[int]:
         """The half-lives of a key's decayed counts, in microseconds."""
         groups = self.keys.get(key, ())
-        return list(dict.fromkeys(_microseconds(g.length) for g in groups if g.statistic == "decayed"))
+        return list(dict.fromkeys(microseconds(g.length) for g in groups if g.statistic == "decayed"))
 
     def has_since(self, key: tuple[str, ...]) -> bool:
         """Whether a key has times since the last event."""
@@ -193,7 +193,7 @@ class _Rows:
     def window(self, window: str) -> Array:
         """What happened in a window: (rows, kinds)."""
         if window not in self._windows:
-            then = self.start() if window == "all" else self._totals(self.moments.before(_microseconds(window)))
+            then = self.start() if window == "all" else self._totals(self.moments.before(microseconds(window)))
             self._windows[window] = count(self.now, then)
         return self._windows[window]
 
@@ -208,7 +208,7 @@ class _Rows:
         elif group.statistic == "since":
             self._write_since(kinds, out)
         else:
-            self._write_decayed(_microseconds(group.length), kinds, out)
+            self._write_decayed(microseconds(group.length), kinds, out)
 
     def _write_since(self, kinds: list[int], out: Array) -> None:
         now = self.moments.now[self.chosen]
@@ -247,7 +247,8 @@ def _grouped(columns: list[tuple[str, str, int]]) -> tuple[Group, ...]:
     return tuple(Group(statistic, length, tuple(found)) for (statistic, length), found in kinds.items())
 
 
-def _microseconds(length: str) -> int:
+def microseconds(length: str) -> int:
+    """A window or a half-life in microseconds."""
     window = window_length(length)
     assert window is not None
     return int(window.total_seconds()) * 1_000_000

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -14,16 +13,13 @@ from tml.core.progress import Bar, progress
 from tml.data.config import TaskConfig
 from tml.data.examples import KEYS, DiscreteColumn, ExampleWriter, Part, Schema, vector_column
 from tml.data.log import Log
-from tml.data.tables import quote
 from tml.features.config import FeaturesConfig, SplitConfig, resolve
-from tml.features.inputs import Inputs
-from tml.features.labels import check_positives, check_tasks, create_labels, sample_negatives, select_labels
+from tml.features.engine import Engine, open_engine
+from tml.features.labels import check_positives, check_tasks, create_labels, sample_negatives
 from tml.features.normalisation import ColumnStatistics
 from tml.features.resolve import resolve_features
 from tml.features.split import Span, spans_of
 from tml.features.static import create_vocabularies, static_columns
-
-_KEY_SOURCES = {"author_id": "p", "created_at": "p"}
 
 
 def build_examples(
@@ -52,57 +48,57 @@ def build_examples(
     spans = spans_of(log, split)
     check_tasks(log, tasks)
     config = resolve_features(log, tasks, features)
-    create_labels(log, tasks)
-    check_positives(log.connection, tasks, spans[0])
+    columns = static_columns(log, config)
     train = spans[0]
-    vocabularies = create_vocabularies(
-        log, static_columns(log, config), train.first, train.last, config.vocabulary_minimum
-    )
-    with (
-        whole_folder(out) as folder,
-        TemporaryDirectory(prefix="tml-") as lines,
-        progress("features", total=sum(span.rows for span in spans), unit="impressions") as bar,
-    ):
-        bar.advance(0, "time lines")
-        inputs = Inputs(log, config, vocabularies, Path(lines))
-        statistics = ColumnStatistics(len(inputs.continuous))
-        parts = {}
-        for span in spans:
-            writer = _PartWriter(inputs, tasks, seed, ExampleWriter(folder, span.name))
-            parts[span.name] = writer.write(span, bar, statistics if span.name == "train" else None)
-        schema = Schema(
-            continuous=inputs.continuous,
-            binary=inputs.binary,
-            discrete=[DiscreteColumn(name, words) for name, words in inputs.discrete.items()],
-            tasks={name: task.model_dump(mode="json") for name, task in tasks.items()},
-            parts=parts,
-            log={
-                "fingerprint": fingerprint,
-                "rows": log.rows,
-                "duplicates": log.duplicates,
-                "start": log.start.isoformat(),
-                "end": log.end.isoformat(),
-            },
-            features=config.model_dump(mode="json"),
-            statistics=statistics.result(),
-        )
-        schema.write(folder)
+    with open_engine(log, tasks, config, spans, out) as engine:
+        create_labels(engine.log, tasks, engine.latest)
+        check_positives(engine.log.connection, tasks, train)
+        vocabularies = create_vocabularies(engine.log, columns, train.first, train.last, config.vocabulary_minimum)
+        with (
+            whole_folder(out) as folder,
+            progress("features", total=sum(span.rows for span in spans), unit="impressions") as bar,
+        ):
+            bar.advance(0, "what happened before")
+            selection = engine.prepare(vocabularies)
+            statistics = ColumnStatistics(len(selection.continuous))
+            parts = {}
+            for span in spans:
+                writer = _PartWriter(engine, tasks, config.chunk_rows, seed, ExampleWriter(folder, span.name))
+                parts[span.name] = writer.write(span, bar, statistics if span.name == "train" else None)
+            schema = Schema(
+                continuous=selection.continuous,
+                binary=selection.binary,
+                discrete=[DiscreteColumn(name, words) for name, words in selection.discrete.items()],
+                tasks={name: task.model_dump(mode="json") for name, task in tasks.items()},
+                parts=parts,
+                log={
+                    "fingerprint": fingerprint,
+                    "rows": log.rows,
+                    "duplicates": log.duplicates,
+                    "start": log.start.isoformat(),
+                    "end": log.end.isoformat(),
+                },
+                features=config.definitions(),
+                statistics=statistics.result(),
+            )
+            schema.write(folder)
     return schema
 
 
 class _PartWriter:
     """Computes one part a chunk of rows at a time, and writes each while the next is computed."""
 
-    def __init__(self, inputs: Inputs, tasks: Mapping[str, TaskConfig], seed: int, writer: ExampleWriter) -> None:
-        self.inputs, self.tasks, self.seed, self.writer = inputs, tasks, seed, writer
+    def __init__(
+        self, engine: Engine, tasks: Mapping[str, TaskConfig], chunk_rows: int, seed: int, writer: ExampleWriter
+    ) -> None:
+        self.engine, self.tasks, self.chunk_rows, self.seed, self.writer = engine, tasks, chunk_rows, seed, writer
 
     def write(self, span: Span, bar: Bar, statistics: ColumnStatistics | None) -> Part:
         positives = dict.fromkeys(self.tasks, 0)
-        rows = self.inputs.config.chunk_rows
         writing: Future[None] | None = None
         with ThreadPoolExecutor(1) as thread:
-            for first in range(span.first, span.last + 1, rows):
-                last = min(first + rows - 1, span.last)
+            for first in range(span.first, span.last + 1, self.chunk_rows):
+                last = min(first + self.chunk_rows - 1, span.last)
                 table, continuous = self._chunk(first, last)
                 if span.name == "train":
                     table = sample_negatives(table, self.tasks, self.seed, first)
@@ -123,14 +119,12 @@ class _PartWriter:
 
     def _chunk(self, first: int, last: int) -> tuple[pa.Table, np.ndarray]:
         """The examples of some rows, and their continuous vector again as an array."""
-        relation = f"(FROM impressions WHERE row BETWEEN {first} AND {last})"
-        keys = {name: f"{_KEY_SOURCES.get(name, 'i')}.{quote(name)}" for name in KEYS}
-        vectors, table = self.inputs.compute(relation, keys)
+        vectors, found = self.engine.examples(first, last)
+        table = found.select(list(KEYS))
         for name in ("continuous", "binary", "discrete"):
             table = table.append_column(name, vector_column(getattr(vectors, name)))
-        labels = self.inputs.log.connection.sql(select_labels(self.tasks, first, last)).to_arrow_table()
         for task in self.tasks:
-            table = table.append_column(task, labels[task])
+            table = table.append_column(task, found[task])
         return table, vectors.continuous
 
 

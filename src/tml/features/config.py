@@ -3,7 +3,7 @@
 import itertools
 import re
 from datetime import datetime, timedelta
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -91,6 +91,8 @@ class FeaturesConfig(BaseConfig):
         continuous, binary, discrete: static columns as `posts.length` or `users.language`.
         vocabulary_minimum: a discrete value that occurs less often in training is read as unknown.
         chunk_rows: impressions computed at a time, which bounds the memory.
+        engine: what computes them, `duckdb` on one machine or `spark`; the numbers are the same.
+        spark: Spark's own settings, as `{spark.master: "spark://host:7077"}`.
     """
 
     keys: tuple[Key, ...] | None = None
@@ -107,6 +109,12 @@ class FeaturesConfig(BaseConfig):
     discrete: tuple[str, ...] | None = None
     vocabulary_minimum: int = Field(5, ge=1)
     chunk_rows: int = Field(262_144, ge=1)
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    spark: dict[str, str | int | bool] = Field(default_factory=dict)
+
+    def definitions(self) -> dict[str, Any]:
+        """What the features are, whichever engine computes them, as plain values."""
+        return self.model_dump(mode="json", exclude={"engine", "spark"})
 
 
 def _check_instant(value: datetime | float) -> datetime | float:

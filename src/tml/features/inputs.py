@@ -4,30 +4,19 @@ SQL joins an impression with its post, its viewer and their follows; aggregates 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from tml.data.log import Log
-from tml.data.tables import quote
 from tml.features.aggregates import Aggregates
 from tml.features.config import FeaturesConfig
 from tml.features.events import create_lines
-from tml.features.graph import BINARY, create_following, graph_features, select_graph
-from tml.features.lines import Array, Folder
+from tml.features.graph import create_following, graph_features
+from tml.features.lines import Folder
+from tml.features.selection import Selection, Vectors
 from tml.features.sides import check_pack, create_sides
-from tml.features.static import MOMENT_VOCABULARIES, load_vocabularies, select_static, static_columns
-
-
-@dataclass(frozen=True)
-class Vectors:
-    """The vectors of some impressions: `continuous` and `binary` float32, `discrete` int32, each (rows, width)."""
-
-    continuous: Array
-    binary: Array
-    discrete: Array
+from tml.features.static import load_vocabularies, static_columns
 
 
 class Inputs:
@@ -47,16 +36,9 @@ class Inputs:
         load_vocabularies(log.connection, self.columns, vocabularies)
         self._codes = create_sides(log, self.aggregates.columns, self.columns)
         check_pack(self._codes, list(self.aggregates.keys))
-        self._graph_features = graph_features(log, config)
         create_following(log)
         self._instants, self._lines = create_lines(log, self.aggregates, self._codes, Folder(folder))
-        self._static = select_static(self.columns)
-        graph, _ = self._graph("")
-        self._graph_continuous = [name for name in graph if name not in BINARY]
-        self._graph_binary = [name for name in graph if name in BINARY]
-        self.continuous = [*self._static.continuous, *self._graph_continuous, *self.aggregates.names]
-        self.binary = [*self._graph_binary, *self._static.binary]
-        self.discrete = {**MOMENT_VOCABULARIES, **vocabularies}
+        self.selection = Selection(self.columns, graph_features(log, config), self.aggregates, vocabularies)
 
     def compute(self, relation: str, others: Mapping[str, str]) -> tuple[Vectors, pa.Table]:
         """The vectors of the impressions of a relation, in the order of its column `row`.
@@ -69,46 +51,16 @@ class Inputs:
         Returns:
             The vectors, and a table of the others.
         """
-        table = self.log.connection.sql(self._query(relation, others)).to_arrow_table()
-        first = [*self._static.continuous, *self._graph_continuous]
-        continuous = np.empty((len(table), len(self.continuous)), np.float32)
-        _fill(continuous, table, [f"float {name}" for name in first])
+        keys = list(self.aggregates.keys)
+        packs = {f"pack {number}": f"coalesce({self._codes.pack(key)}, -1)" for number, key in enumerate(keys)}
+        query = self.selection.query(relation, {**others, **packs, "time": "epoch_us(i.served_at)"})
+        table = self.log.connection.sql(query).to_arrow_table()
+        vectors, aggregates = self.selection.vectors(table)
         self.aggregates.compute(
             self._lines,
-            {key: table[f"pack {number}"].to_numpy() for number, key in enumerate(self.aggregates.keys)},
+            {key: table[f"pack {number}"].to_numpy() for number, key in enumerate(keys)},
             self._instants,
             table["time"].to_numpy(),
-            continuous[:, len(first) :],
+            aggregates,
         )
-        binary = np.empty((len(table), len(self.binary)), np.float32)
-        _fill(binary, table, [f"float {name}" for name in self.binary])
-        discrete = np.empty((len(table), len(self.discrete)), np.int32)
-        _fill(discrete, table, [f"word {name}" for name in self._static.discrete])
-        return Vectors(continuous, binary, discrete), table.select(list(others))
-
-    def _query(self, relation: str, others: Mapping[str, str]) -> str:
-        graph, joins = self._graph(relation)
-        floats = {**self._static.continuous, **graph, **self._static.binary}
-        packs = [f"coalesce({self._codes.pack(key)}, -1)" for key in self.aggregates.keys]
-        selected = {
-            **others,
-            **{f"float {name}": f"CAST({sql} AS DOUBLE)" for name, sql in floats.items()},
-            **{f"word {name}": f"CAST({sql} AS INTEGER)" for name, sql in self._static.discrete.items()},
-            **{f"pack {number}": sql for number, sql in enumerate(packs)},
-            "time": "epoch_us(i.served_at)",
-        }
-        return (
-            f"SELECT {', '.join(f'{sql} AS {quote(name)}' for name, sql in selected.items())} FROM {relation} i "
-            "LEFT JOIN post_side p ON p.post_id = i.post_id LEFT JOIN user_side u ON u.user_id = i.user_id"
-            f"{self._static.joins}{joins} ORDER BY i.row"
-        )
-
-    def _graph(self, relation: str) -> tuple[dict[str, str], str]:
-        return select_graph(self._graph_features, relation)
-
-
-def _fill(out: Array, table: pa.Table, names: list[str]) -> None:
-    # What no float32 can hold is infinite here, and 0 to the ranker.
-    with np.errstate(over="ignore"):
-        for column, name in enumerate(names):
-            out[:, column] = table[name].to_numpy()
+        return vectors, table.select(list(others))

@@ -24,9 +24,23 @@ from tml.data.tables import literal, quote
 from tml.features.split import Span
 from tml.features.static import IMPRESSED
 
+# Of two impressions of a post to a person at one moment, the later row is the latest: a join alone would pick any.
+LATEST_IMPRESSIONS = (
+    "SELECT e.type, e.engaged_at, i.row FROM engagements e ASOF JOIN (SELECT user_id, post_id, served_at, "
+    "max(row) AS row FROM impressions SEMI JOIN engagements USING (user_id, post_id) GROUP BY ALL) i "
+    "ON e.user_id = i.user_id AND e.post_id = i.post_id AND e.engaged_at >= i.served_at"
+)
+"""SQL of `type`, `engaged_at` and the `row` of the latest impression at or before it, for engagements that have one."""
 
-def create_labels(log: Log, tasks: Mapping[str, TaskConfig]) -> None:
-    """Make the table `labels`: `row` and one FLOAT column (0 or 1) a task, for impressions that have any engagement."""
+
+def create_labels(log: Log, tasks: Mapping[str, TaskConfig], latest: str = LATEST_IMPRESSIONS) -> None:
+    """Make the table `labels`: `row` and one FLOAT column (0 or 1) a task, for impressions that have any engagement.
+
+    Args:
+        log: the open log.
+        tasks: task → the engagement that is its label.
+        latest: SQL of which impression an engagement belongs to, for an engine without ASOF joins.
+    """
     rectified = log.has("impressions", IMPRESSED)
     columns = []
     for name, task in tasks.items():
@@ -38,16 +52,7 @@ def create_labels(log: Log, tasks: Mapping[str, TaskConfig]) -> None:
             end = f"i.served_at + INTERVAL '{round(task.window_hours * 3600)} seconds'"
             conditions += [f"{time} <= {end}" for time in times]
         columns.append(f"CAST(coalesce(bool_or({' AND '.join(conditions)}), false) AS FLOAT) AS {quote(name)}")
-    # Of two impressions of a post to a person at one moment, the later row is the latest: a join alone would pick any.
-    engaged = "FROM impressions SEMI JOIN engagements USING (user_id, post_id)"
-    latest = f"(SELECT user_id, post_id, served_at, max(row) AS row {engaged} GROUP BY ALL)"
-    same = "e.user_id = i.user_id AND e.post_id = i.post_id AND e.engaged_at >= i.served_at"
-    own = log.has("engagements", "row")
-    found = (
-        "engagements"
-        if own
-        else f"(SELECT e.type, e.engaged_at, i.row FROM engagements e ASOF JOIN {latest} i ON {same})"
-    )
+    found = "engagements" if log.has("engagements", "row") else f"({latest})"
     log.connection.execute(
         f"CREATE OR REPLACE TEMP TABLE labels AS SELECT row, {', '.join(columns)} "
         f"FROM {found} e JOIN impressions i USING (row) GROUP BY row ORDER BY row"
@@ -82,7 +87,8 @@ def check_positives(connection: duckdb.DuckDBPyConnection, tasks: Mapping[str, T
 def select_labels(tasks: Mapping[str, TaskConfig], first: int, last: int) -> str:
     """SQL that gives the labels of the impressions from row `first` to `last`, in order, one column a task."""
     columns = ", ".join(f"coalesce(l.{quote(name)}, 0) AS {quote(name)}" for name in tasks)
-    rows = f"range({first}, {last + 1}) r(row) LEFT JOIN (FROM labels WHERE row BETWEEN {first} AND {last}) l"
+    asked = f"BETWEEN {first} AND {last}"
+    rows = f"(SELECT row FROM impressions WHERE row {asked}) r LEFT JOIN (FROM labels WHERE row {asked}) l"
     return f"SELECT {columns} FROM {rows} USING (row) ORDER BY row"
 
 

@@ -20,7 +20,8 @@ from tml.data.examples import Schema
 from tml.data.log import Log
 from tml.data.tables import quote
 from tml.features.config import FeaturesConfig
-from tml.features.inputs import Inputs, Vectors
+from tml.features.inputs import Inputs
+from tml.features.selection import Vectors
 from tml.features.static import MOMENT_VOCABULARIES
 
 REQUIRED = ("user_id", "post_id", "served_at", "position")

@@ -7,7 +7,7 @@ Both tables hold every id that occurs anywhere in the log, so that what is only 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import duckdb
@@ -78,9 +78,32 @@ def code_name(column: str) -> str:
 
 def create_sides(log: Log, key_columns: Sequence[str], static: StaticColumns) -> KeyCodes:
     """Make both sides; the vocabularies of `static` must be there."""
+    for table, query in select_sides(log, key_columns, static, _code).items():
+        log.connection.execute(f"CREATE OR REPLACE TEMP TABLE {SIDES[table]} AS {query}")
     tables = {name: key_column(log, name)[0] for name in key_columns}
+    sizes = {name: _size(log.connection, SIDES[tables[name]], name) for name in key_columns}
+    return KeyCodes(tables, sizes)
+
+
+def select_sides(
+    log: Log, key_columns: Sequence[str], static: StaticColumns, code: Callable[[str], str]
+) -> dict[str, str]:
+    """SQL of both sides: table → query.
+
+    Args:
+        log: the open log.
+        key_columns: the columns that keys are made of.
+        static: the static columns; the query reads the tables of their vocabularies.
+        code: SQL of a key column's value → SQL of its code.
+    """
+    tables = {name: key_column(log, name)[0] for name in key_columns}
+    queries = {}
     for table, identifier in _IDS.items():
-        codes = [_code(log, name, identifier) for name in key_columns if tables[name] == table]
+        codes = [
+            f"{code(_key_value(log, name, identifier))} AS {quote(code_name(name))}"
+            for name in key_columns
+            if tables[name] == table
+        ]
         selected = [identifier, *(f"t.{column}" for column in _KEPT[table]), *codes, *_static(table, static)]
         joins = f" LEFT JOIN {table} t USING ({identifier})" if log.has(table) else ""
         for place, name in enumerate(static.discrete):
@@ -88,20 +111,18 @@ def create_sides(log: Log, key_columns: Sequence[str], static: StaticColumns) ->
                 joins += (
                     f" LEFT JOIN {vocabulary_table(place)} v{place} ON v{place}.word = CAST({_own(name)} AS VARCHAR)"
                 )
-        log.connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE {SIDES[table]} AS SELECT {', '.join(selected)} "
-            f"FROM ({_every_id(log, identifier, table)}){joins}"
-        )
-    sizes = {name: _size(log.connection, SIDES[tables[name]], name) for name in key_columns}
-    return KeyCodes(tables, sizes)
+        queries[table] = f"SELECT {', '.join(selected)} FROM ({_every_id(log, identifier, table)}){joins}"
+    return queries
 
 
-def _code(log: Log, name: str, identifier: str) -> str:
+def _key_value(log: Log, name: str, identifier: str) -> str:
     column = key_column(log, name)[1]
     # The id is there for rows that the table lacks, too.
-    value = identifier if column == identifier else f"t.{quote(column)}"
-    code = f"CASE WHEN {value} IS NOT NULL THEN dense_rank() OVER (ORDER BY {value}) - 1 END"
-    return f"CAST({code} AS BIGINT) AS {quote(code_name(name))}"
+    return identifier if column == identifier else f"t.{quote(column)}"
+
+
+def _code(value: str) -> str:
+    return f"CAST(CASE WHEN {value} IS NOT NULL THEN dense_rank() OVER (ORDER BY {value}) - 1 END AS BIGINT)"
 
 
 def _static(table: str, static: StaticColumns) -> list[str]:

@@ -51,7 +51,8 @@ def since(now: Any, last: Any) -> Any:
 def block_start(time: Any, half_life: int, back: int = 0) -> Any:
     """The start of the block that a time is in, or of a block further `back`; all in microseconds since 1970."""
     length = half_life * BLOCK_HALF_LIVES
-    return time // length * length - back * length
+    # The remainder, since SQL has it and has no division that rounds down.
+    return time - time % length - back * length
 
 
 def weight(time: Any, half_life: int) -> Any:

@@ -1,0 +1,1 @@
+"""The engine beyond one machine: the definitions of `tml.features` on PySpark."""
