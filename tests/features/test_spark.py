@@ -125,7 +125,7 @@ def wide_log(folder: Path) -> LogConfig:
                 "topic": ["a", "b", "ä", None, "a", "b", "a"],
                 "created_at": [None if i == 2 else START + timedelta(seconds=0.7 * i) for i in range(7)],
                 "score": [0.1, 1e20, 10.0, None, -2.5e-7, 0.1, 1 / 3],
-                "pinned": [True, False, None, True, False, True, True],
+                "is `pinned`, so.rt of": [True, False, None, True, False, True, True],
             }
         ),
         "users": pa.table(
@@ -160,8 +160,8 @@ def test_all_that_a_log_may_have_is_the_same_to_the_byte(tmp_path: Path) -> None
         smoothing=2.5,
         ages=("users.signed_up_at",),
         continuous=("posts.score", "impressions.tab"),
-        binary=("posts.pinned",),
-        discrete=("posts.topic", "posts.score", "posts.pinned", "users.language", "impressions.tab"),
+        binary=("posts.is `pinned`, so.rt of",),
+        discrete=("posts.topic", "posts.score", "posts.is `pinned`, so.rt of", "users.language", "impressions.tab"),
         vocabulary_minimum=1,
         chunk_rows=64,
     )
@@ -230,21 +230,21 @@ def test_what_spark_cannot_do_is_one_sentence(tmp_path: Path) -> None:
         broken("CREATE TABLE x AS SELECT CAST('a' AS DOUBLE) AS y")
 
 
-def test_what_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tml.features.spark.session import open_session
+def test_what_is_not_installed_is_one_sentence(simulated: LogConfig, tmp_path: Path, monkeypatch: Any) -> None:
+    def build() -> None:
+        with open_log(simulated) as log:
+            features = FeaturesConfig(engine="spark")
+            tasks = {"is_favorited": TaskConfig(engagement="favorited")}
+            build_examples(log, tasks, features, SplitConfig(), tmp_path / "examples", seed=0, fingerprint="")
 
     with monkeypatch.context() as patch:
+        for name in [name for name in sys.modules if name.startswith("tml.features.spark.")]:
+            patch.delitem(sys.modules, name)
         patch.setitem(sys.modules, "pyspark.sql", None)
-        with (
-            pytest.raises(UserError, match=r"found spark without .*, which comes with `pip install 'tml\[spark\]'`"),
-            open_session({}),
-        ):
-            pass
+        with pytest.raises(UserError, match=r"found spark without .*, which comes with `pip install 'tml\[spark\]'`"):
+            build()
     if importlib.util.find_spec("pyspark") and importlib.util.find_spec("sqlglot"):
         monkeypatch.setenv("PATH", "")
         monkeypatch.delenv("JAVA_HOME", raising=False)
-        with (
-            pytest.raises(UserError, match=r"found spark without Java.*apt-get install default-jre-headless"),
-            open_session({}),
-        ):
-            pass
+        with pytest.raises(UserError, match=r"found spark without Java.*apt-get install default-jre-headless"):
+            build()

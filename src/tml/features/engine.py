@@ -19,6 +19,7 @@ from tml.features.config import FeaturesConfig
 from tml.features.inputs import Inputs
 from tml.features.labels import LATEST_IMPRESSIONS, select_labels
 from tml.features.selection import Selection, Vectors
+from tml.features.spark.session import require_spark
 from tml.features.split import Span
 
 _KEY_SOURCES = {"author_id": "p", "created_at": "p"}
@@ -89,6 +90,7 @@ def open_engine(
         with TemporaryDirectory(prefix="tml-") as folder:
             yield DuckDBEngine(log, tasks, config, Path(folder))
         return
+    require_spark()
     # Spark is imported where it is asked for, since it is an extra.
     from tml.features.spark.engine import open_spark_engine
 

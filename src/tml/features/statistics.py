@@ -9,7 +9,7 @@ before the impression, `then` the total before the start of the window, so that 
     since    seconds since the last one, -1 where there was none
     decayed  Σ 2^(-age / h) over all that happened, h the half-life
 
-The operands are arrays or anything else with + - * / and **, such as the expressions of a SQL builder.
+The operands are arrays or anything else with + - * / % and **, such as Spark's columns; times are after 1970.
 
 **Decayed counts are sums of integers.** Time is cut into blocks of 16 half-lives, counted from 1970. What happens in a
 block weighs 2^(20 + (its time - the block's start) / h), rounded to a whole number, and these weights have running

@@ -90,7 +90,7 @@ class SparkAggregates:
         moments = F.array(
             *(F.struct(F.lit(name).alias("point"), at(F.col("time")).alias("time")) for name, at in points)
         )
-        rates = [f"everyone {kind}" for kind in self.kinds[1:]]
+        rates = [f"everyone {kind}" for kind in _kinds(groups) if kind]
         queries = asked.select("row", *codes, *rates, F.explode(moments).alias("moment"))
         queries = queries.select("row", *codes, *rates, "moment.point", "moment.time")
         # Where a value is missing nothing happens to the key, but Spark puts all that miss it together.
@@ -113,10 +113,10 @@ class SparkAggregates:
     def _totals(self, groups: Sequence[Group], half_lives: Sequence[int]) -> dict[str, Column]:
         """What is totalled over the events of a key: name → aggregate."""
         kind, time = F.col("kind"), F.col("time")
-        totals = {f"count {k}": F.count(F.when(kind == k, 1)) for k in self.kinds}
+        totals = {f"count {k}": F.count(F.when(kind == k, 1)) for k in _kinds(groups)}
         if any(group.statistic == "since" for group in groups):
-            totals |= {f"last {k}": F.max(F.when(kind == k, time)) for k in self.kinds}
-        for half_life, k in itertools.product(half_lives, self.kinds):
+            totals |= {f"last {k}": F.max(F.when(kind == k, time)) for k in _kinds(groups)}
+        for half_life, k in itertools.product(half_lives, _kinds(groups)):
             # What happened before the log has no time, and so no weight.
             weighed = F.rint(weight(time, half_life)).cast("bigint")
             totals[f"weight {half_life} {k}"] = F.sum(F.when((kind == k) & (time > 0), weighed))
@@ -162,6 +162,11 @@ class SparkAggregates:
         shown, *engaged = (F.col(f"`days {name}`") + F.col(f"`{name}`") for name in counts)
         rates = [rate_of_everyone(total, shown) for total in engaged]
         return totals.select("row", *(value.alias(f"everyone {k}") for k, value in enumerate(rates, start=1)))
+
+
+def _kinds(groups: Sequence[Group]) -> list[int]:
+    """The kinds of events that some groups look at; a rate looks at impressions, too."""
+    return sorted({0, *(kind for group in groups for kind in group.kinds)})
 
 
 def _points(groups: Sequence[Group], half_lives: Sequence[int]) -> list[Point]:

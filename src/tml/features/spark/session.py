@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from tml.core.errors import DataError, UserError
@@ -24,6 +25,27 @@ NEEDED = {
 QUIET = {"spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false", "spark.log.level": "ERROR"}
 
 
+def require_spark() -> None:
+    """Refuse an installation without what Spark needs.
+
+    Raises:
+        UserError: PySpark, SQLGlot or Java is not installed.
+    """
+    try:
+        import sqlglot  # noqa: F401
+        from pyspark.sql import SparkSession  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"features.engine: found spark without {error.name}, which comes with `pip install 'tml[spark]'`"
+        ) from None
+    java_home = os.environ.get("JAVA_HOME")
+    if not (shutil.which("java") or (java_home and (Path(java_home) / "bin" / "java").is_file())):
+        raise UserError(
+            "features.engine: found spark without Java, which on Debian comes with `apt-get install "
+            "default-jre-headless`; elsewhere JAVA_HOME says where it is"
+        )
+
+
 @contextmanager
 def open_session(settings: Mapping[str, str | int | bool]) -> Iterator["SparkSession"]:
     """A session of its own: in the Spark application that is there, or in one that is started and stopped here.
@@ -35,27 +57,20 @@ def open_session(settings: Mapping[str, str | int | bool]) -> Iterator["SparkSes
         UserError: PySpark, SQLGlot or Java is not installed.
         DataError: Spark does not start, or fails at what is done in the block.
     """
-    try:
-        import sqlglot  # noqa: F401
-        from pyspark.sql import SparkSession
-    except ImportError as error:
-        raise UserError(
-            f"features.engine: found spark without {error.name}, which comes with `pip install 'tml[spark]'`"
-        ) from None
-    java_home = os.environ.get("JAVA_HOME")
-    if not (shutil.which("java") or (java_home and (Path(java_home) / "bin" / "java").is_file())):
-        raise UserError(
-            "features.engine: found spark without Java, which on Debian comes with `apt-get install "
-            "default-jre-headless`; elsewhere JAVA_HOME says where it is"
-        )
+    require_spark()
+    from pyspark.sql import SparkSession
+
     running = SparkSession.getActiveSession()
-    with failures():
+    # Spark makes a folder for its own tables, of which there are none, where the program was started.
+    with failures(), TemporaryDirectory(prefix="tml-") as warehouse:
         builder = SparkSession.builder.appName("tml")
         given = {name: _text(value) for name, value in settings.items()}
-        for name, value in {**QUIET, **given}.items():
+        for name, value in {**QUIET, "spark.sql.warehouse.dir": warehouse, **given}.items():
             builder = builder.config(name, value)
         session = (running or builder.getOrCreate()).newSession()
-        for name, value in {**{n: v for n, v in given.items() if n.startswith("spark.sql.")}, **NEEDED}.items():
+        # An application that was there before has not seen them; what is the application's own stays as it is.
+        own = {name: value for name, value in given.items() if session.conf.isModifiable(name)}
+        for name, value in {**own, **NEEDED}.items():
             session.conf.set(name, value)
         try:
             yield session
