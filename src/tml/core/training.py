@@ -105,7 +105,7 @@ def train(
     steps_left = None if config.num_steps is None else max(config.num_steps - state.step, 0)
     with (
         Curves(folder, state.step, _written_before(state)) as curves,
-        progress(label, steps_left, shown=is_first_rank()) as bar,
+        progress(label, steps_left, shown=first) as bar,
     ):
         pauses = _Pauses(state, config, curves, evaluate, folder, fingerprint)
         batches = state.start()
