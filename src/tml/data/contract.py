@@ -11,7 +11,7 @@ import duckdb
 from tml.core.errors import DataError
 from tml.data.config import ImpressionsConfig, LogConfig, TableConfig
 from tml.data.faults import Faults, shown
-from tml.data.readers.raw import FAMILIES, FILE
+from tml.data.readers.raw import FAMILIES, FILE, ROW, numbered
 from tml.data.source import Source, without_odd
 from tml.data.tables import quote
 from tml.data.values import Reading, id_kinds, plain_columns, read_id, read_label, read_time, read_type, time_kinds
@@ -161,18 +161,18 @@ def drop_faulty_rows(connection: duckdb.DuckDBPyConnection, read: Read, faults: 
     conditions = [f"{readings[column].useless} AND {fault.condition}" for column, fault in looked_for]
     cases = " ".join(f"WHEN {condition} THEN {number}" for number, condition in enumerate(conditions))
     found = connection.execute(
-        f"SELECT {FILE}, number, count(*), min(row) FROM (SELECT {FILE}, rowid AS row, CASE {cases} END AS number "
-        f"FROM {quote(source.table)} WHERE {useless}) GROUP BY ALL ORDER BY 4"
+        f"SELECT {FILE}, number, count(*), min({ROW}) FROM (SELECT {FILE}, {ROW}, CASE {cases} END AS number "
+        f"FROM {numbered(source.table)} WHERE {useless}) GROUP BY ALL ORDER BY 4"
     ).fetchall()
-    for _, which, count, rowid in found:
+    for _, which, count, row in found:
         column, fault = looked_for[which]
         own = source.columns[column].own
-        file, place = source.place(connection, rowid)
+        file, place = source.place(connection, row)
         # Not every time that a file can hold is one that Python can.
         selected = (
             f"CAST({quote(own)} AS VARCHAR)" if source.columns[column].type.startswith(("TIME", "DATE")) else quote(own)
         )
-        value = one(connection, f"SELECT {selected} FROM {quote(source.table)} WHERE rowid = {rowid}")[0]
+        value = one(connection, f"SELECT {selected} FROM {numbered(source.table)} WHERE {ROW} = {row}")[0]
         what = "no value" if value is None or value == "" else f"{shown(value)}, {fault.reason}"
         sentence = f"column {own}: found {what}, {fault.allowed}"
         faults.rows(source.name, file, place, sentence, f"{own}: {fault.reason}", count)

@@ -60,8 +60,8 @@ def _numbered(read: Read) -> str:
     sort = f"SELECT {values} FROM {quote(read.source.table)} ORDER BY {', '.join(map(quote, order))}"
     same = " AND ".join(f"{quote(name)} IS NOT DISTINCT FROM lag({quote(name)}) OVER ()" for name in order)
     return (
-        f"SELECT row_number() OVER () - 1 AS row, * EXCLUDE (is_duplicate) FROM "
-        f"(SELECT *, {same} AS is_duplicate FROM ({sort})) WHERE NOT is_duplicate"
+        f"SELECT row_number() OVER () - 1 AS row, * EXCLUDE (__duplicate) FROM "
+        f"(SELECT *, {same} AS __duplicate FROM ({sort})) WHERE NOT __duplicate"
     )
 
 
