@@ -309,7 +309,7 @@ def test_a_log_of_kuairand_without_its_columns(tmp_path: Path) -> None:
     rows = kuairand(tmp_path)
     write_csv(tmp_path / "log.csv", [{k: v for k, v in row.items() if k != "is_hate"} for row in rows])
     with pytest.raises(DataError, match=r"log\.csv: found no column is_hate"):
-        convert_log("kuairand", tmp_path / "kuairand", tmp_path / "log")
+        convert_log("kuairand", tmp_path, tmp_path / "log")
 
 
 def test_the_verb_says_what_it_wrote(tml: Any, tmp_path: Path) -> None:
@@ -345,7 +345,7 @@ def test_what_no_conversion_wrote_is_not_replaced(tmp_path: Path) -> None:
 
 
 def test_a_header_of_kuairand_that_is_none(tmp_path: Path) -> None:
-    kuairand(tmp_path / "kuairand")
-    (tmp_path / "kuairand" / "video_features_basic_pure.csv").write_text('video_id,"tag\n1,2\n')
+    write_csv(tmp_path / "log.csv", kuairand(tmp_path))
+    (tmp_path / "video_features_basic_pure.csv").write_text('video_id,"tag\n1,2\n')
     with pytest.raises(DataError, match=r"video_features_basic_pure\.csv: not a readable CSV file"):
-        convert_log("kuairand", tmp_path / "kuairand", tmp_path / "log")
+        convert_log("kuairand", tmp_path, tmp_path / "log")
