@@ -205,7 +205,7 @@ def test_two_rows_of_one_post(posts: Path) -> None:
     assert "found impression_id 0 in two different rows" in stops(config(posts))
     write(posts / "posts.jsonl", [{"post_id": p, "author_id": a} for p in range(5) for a in (9, 8) if p < 2 or a == 9])
     write(posts / "impressions.csv", rows())
-    assert "posts.jsonl: found two different rows of post_id 0, allowed is one (2 such rows" in stops(config(posts))
+    assert "posts.jsonl, record 2: found two different rows of post_id 0, allowed is one (2 such rows" in stops(config(posts))
     write(posts / "impressions.csv", twice)
     with open_log(config(posts, on_error="skip")) as log:
         assert log.connection.execute("SELECT author_id FROM posts ORDER BY post_id").fetchall() == [
@@ -468,3 +468,11 @@ def test_files_by_an_absolute_glob_or_a_wrong_one(posts: Path) -> None:
     assert skips(config(posts, file=f"{posts}/d*/*.csv"))[1] == tuples(rows())
     assert skips(config(posts, file="../log/days/[0-9].csv"))[1] == tuples(rows())
     assert "no such file" in stops(config(posts, file="days/**x["))
+
+
+def test_a_second_row_of_an_impression_is_named_where_it_is(posts: Path) -> None:
+    content = [row | {"impression_id": n} for n, row in enumerate(rows())]
+    write(posts / "impressions" / "1.csv", content[:10])
+    write(posts / "impressions" / "2.csv", [*content[10:], content[3] | {"user_id": 2}])
+    said = stops(config(posts))
+    assert said.startswith(f"{posts / 'impressions' / '2.csv'}, row 11: found impression_id 3 in two different rows")

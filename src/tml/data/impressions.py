@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import duckdb
 
-from tml.data.contract import Read, one, refuse_empty
+from tml.data.contract import Read, last_place, one, refuse_empty
 from tml.data.faults import Faults, shown
 from tml.data.tables import literal, quote
 
@@ -92,7 +92,8 @@ def _one_impression_each(connection: duckdb.DuckDBPyConnection, read: Read, faul
     if twice is None:
         return 0
     found = f"found impression_id {shown(twice[0])} in two different rows, allowed is one"
-    faults.rows("impressions", read.source.files[0], "", found, "impression_id: another row of the same", int(twice[1]))
+    file, place = last_place(connection, read, "impression_id", twice[0])
+    faults.rows("impressions", file, place, found, "impression_id: another row of the same", int(twice[1]))
     connection.execute(
         "CREATE OR REPLACE TABLE impressions AS SELECT row_number() OVER () - 1 AS row, * EXCLUDE (row) FROM "
         "(SELECT * FROM impressions QUALIFY row_number() OVER (PARTITION BY impression_id ORDER BY row) = 1 "
