@@ -142,7 +142,7 @@ def _load(
                 create_table(connection, read, faults)
             bar.advance(sizes[name] / 2 / MEGABYTE, name)
     if config.impressions.labels:
-        create_inline_engagements(connection, config.impressions.labels)
+        create_inline_engagements(connection, config.impressions.labels, config.impressions.label_delay_minutes)
     if config.history:
         _rename_history(connection, config.history.relations)
     row = connection.execute("SELECT min(served_at), max(served_at), count(*) FROM impressions").fetchone()

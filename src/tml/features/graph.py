@@ -45,7 +45,7 @@ def create_following(log: Log) -> None:
             "ORDER BY user_id, followed_id"
         )
         log.connection.execute(
-            "CREATE OR REPLACE TEMP TABLE follow_counts AS SELECT user_id, count(*) AS n FROM following GROUP BY user_id"
+            "CREATE OR REPLACE TEMP TABLE follow_counts AS SELECT user_id, count(*) AS n FROM following GROUP BY ALL"
         )
 
 
