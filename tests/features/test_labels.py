@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from features import logs
 from features.logs import with_anchors, write_log
 from reference import features as reference
+from tml.core.errors import DataError
 from tml.data.config import ImpressionsConfig, LogConfig, TaskConfig
 from tml.data.examples import vector_values
 from tml.data.log import open_log
@@ -22,6 +23,7 @@ from tml.data.shards import read_part
 from tml.features.build import build_examples
 from tml.features.config import FeaturesConfig, SplitConfig
 from tml.features.labels import create_labels, sample_negatives, select_labels
+from tml.features.resolve import resolve_features
 
 NOON = datetime(2026, 1, 1, 12)
 # The same post to the same person twice at one moment, apart in another column.
@@ -139,3 +141,14 @@ def test_a_window_is_told_to_the_millisecond_and_too_long_a_one_is_refused(folde
             assert log.connection.execute("SELECT * FROM labels").fetchall() == [(0, label)]
     with pytest.raises(ValidationError, match="window_hours"):
         TaskConfig(engagement="liked", window_hours=1e12)
+
+
+@pytest.mark.parametrize("label", ["liked", "saved"])
+def test_a_label_is_no_input_even_where_it_never_happened(folder: Path, label: str) -> None:
+    impressions = [{**row, "saved": 0} for row in TWICE]
+    pq.write_table(pa.Table.from_pylist(impressions), folder / "impressions.parquet")
+    pq.write_table(pa.Table.from_pylist([{"post_id": 1, "author_id": 2}]), folder / "posts.parquet")
+    config = LogConfig(path=folder, impressions=ImpressionsConfig(labels=("liked", "saved")))
+    features = FeaturesConfig(continuous=(f"impressions.{label}",))
+    with open_log(config) as log, pytest.raises(DataError, match=f"'impressions.{label}', which is known only after"):
+        resolve_features(log, {"is_liked": TaskConfig(engagement="liked")}, features)
