@@ -195,13 +195,7 @@ STAGES = (
         "features",
         ("simulate",),
         "examples",
-        lambda run: [
-            _log_content(run),
-            _tasks(run),
-            run.config.features.definitions(),
-            run.config.split,
-            run.config.seed,
-        ],
+        _what_examples_depend_on,
         _features,
     ),
     Stage(

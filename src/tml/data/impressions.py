@@ -102,10 +102,18 @@ def _one_impression_each(connection: duckdb.DuckDBPyConnection, read: Read, faul
     return int(twice[1])
 
 
-def create_inline_engagements(connection: duckdb.DuckDBPyConnection, labels: Sequence[str]) -> None:
-    """Make the table of engagements out of the labels of the impressions; each keeps the `row` it belongs to."""
+def create_inline_engagements(
+    connection: duckdb.DuckDBPyConnection, labels: Sequence[str], delay_minutes: float
+) -> None:
+    """Make the table of engagements out of the labels of the impressions; each keeps the `row` it belongs to.
+
+    Args:
+        labels: the columns of the impressions that are labels.
+        delay_minutes: how long after its impression a label happened.
+    """
+    engaged_at = f"served_at + INTERVAL '{round(delay_minutes * 60_000)} milliseconds'"
     parts = [
-        f"SELECT user_id, post_id, {literal(label)} AS type, served_at AS engaged_at, row FROM impressions "
+        f"SELECT user_id, post_id, {literal(label)} AS type, {engaged_at} AS engaged_at, row FROM impressions "
         f"WHERE {quote(label)} = 1"
         for label in labels
     ]
