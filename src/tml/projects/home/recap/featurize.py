@@ -243,8 +243,10 @@ class Featurization(nn.Module):
 
     def _vectors(self, name: str, given: Tensor) -> Tensor:
         """The vectors of an embedding: those in the batch, or the rows that it gives of a table that is trained."""
-        table = self.trained[name] if name in self.trained else None
-        return read_rows(table, name, given) if isinstance(table, LocalTables) else given
+        if name not in self.trained:
+            return given
+        found: Tensor = read_rows(self.trained[name], name, given)
+        return found
 
     @torch.no_grad()
     def initialise(self, name: str, vectors: Tensor) -> None:
