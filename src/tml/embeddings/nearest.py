@@ -158,7 +158,9 @@ def read_index(path: Path, candidates: Vectors, comparison: Comparison) -> Neare
         raise DataError(f"{path}: no such index, allowed is a folder with index.faiss and index.json")
     about = read_json(path / "index.json")
     if about["fingerprint"] != _fingerprint(candidates, comparison):
-        raise DataError(f"{path}: the index is of other vectors or of another score, allowed is one of these; remove it")
+        raise DataError(
+            f"{path}: the index is of other vectors or of another score, allowed is one of these; remove it"
+        )
     try:
         index = faiss.read_index(str(path / "index.faiss"))
     except RuntimeError:
@@ -179,12 +181,13 @@ def _prepared(vectors: Vectors, comparison: Comparison) -> Vectors:
     if comparison != "cosine":
         return vectors
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.maximum(lengths, np.float32(1e-12))
+    unit: Vectors = vectors / np.maximum(lengths, np.float32(1e-12))
+    return unit
 
 
 def _fingerprint(candidates: Vectors, comparison: Comparison) -> str:
     digest = hashlib.blake2b(f"{comparison} {candidates.shape}".encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(candidates, np.float32))
+    digest.update(np.ascontiguousarray(candidates, np.float32).data)
     return digest.hexdigest()
 
 
