@@ -3,6 +3,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from tml.projects.twhin import evaluate
+from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.data import hold_out
 from tml.projects.twhin.evaluate import evaluate_edges
 from tml.projects.twhin.model import TwhinModel
@@ -10,7 +11,9 @@ from tml.projects.twhin.model import TwhinModel
 
 def _setting(graph):
     kept, held_out = hold_out(graph, 0.3, np.random.default_rng(0))
-    model = TwhinModel(graph.sizes, graph.relations, 4, torch.Generator().manual_seed(0)).double()
+    model = TwhinModel(
+        graph.sizes, graph.relations, TwhinConfig(embedding_dim=4), torch.Generator().manual_seed(0)
+    ).double()
     return model, kept, held_out
 
 
@@ -31,7 +34,7 @@ def test_metrics_are_those_of_a_slow_count_and_of_scikit_learn(graph):
     model, kept, held_out = _setting(graph)
     values = evaluate_edges(model, kept, held_out, np.random.default_rng(3), candidates=12)
     rng = np.random.default_rng(3)
-    translations = model.translations.detach().numpy()
+    translations = model.operators.weights.detach()[0, 0].numpy()
     for number, relation in enumerate(graph.relations):
         heads = model.embeddings.vectors(relation.head).numpy()
         tails = model.embeddings.vectors(relation.tail).numpy()
@@ -70,10 +73,10 @@ def test_perfect_vectors_get_1(graph):
     """One-hot vectors that point each head at its only tail."""
     one_to_one = graph.take(np.arange(15))
     one_to_one.lhs[:], one_to_one.rel[:], one_to_one.rhs[:] = np.arange(15), 0, np.arange(15)
-    model = TwhinModel(graph.sizes, graph.relations, 20, torch.Generator().manual_seed(0))
+    model = TwhinModel(graph.sizes, graph.relations, TwhinConfig(embedding_dim=20), torch.Generator().manual_seed(0))
     with torch.no_grad():
-        model.embeddings.tables["user"].weight.copy_(torch.eye(20))
-        model.embeddings.tables["author"].weight.copy_(torch.eye(15, 20))
+        model.embeddings.write("user", slice(None), torch.eye(20))
+        model.embeddings.write("author", slice(None), torch.eye(15, 20))
     values = evaluate_edges(model, one_to_one, one_to_one, np.random.default_rng(3))
     assert values["auc"] == values["mrr"] == 1.0
 

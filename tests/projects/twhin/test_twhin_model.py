@@ -15,11 +15,11 @@ DIM = 6
 
 
 def _model(graph, negative_weight=1.0):
-    model = TwhinModel(
-        graph.sizes, graph.relations, DIM, torch.Generator().manual_seed(0), negative_weight, initial_scale=2.0
-    ).double()
+    embeddings = EmbeddingsConfig(initial_scale=2.0)
+    config = TwhinConfig(embedding_dim=DIM, negative_weight=negative_weight, embeddings=embeddings)
+    model = TwhinModel(graph.sizes, graph.relations, config, torch.Generator().manual_seed(0)).double()
     with torch.no_grad():
-        model.translations.normal_(generator=torch.Generator().manual_seed(1))
+        model.operators.weights[0, 0].normal_(generator=torch.Generator().manual_seed(1))
     return model
 
 
@@ -28,9 +28,13 @@ def _batch(graph, edges, in_batch=3, uniform=4, chunk_size=5):
     return arrange(graph, edges, rng, chunk_size=chunk_size, in_batch_negatives=in_batch, global_negatives=uniform)
 
 
+def _table(model, name):
+    return model.embeddings.get_submodule(model.embeddings.path(name)).weight
+
+
 def _vectors(model):
     tables = {name: model.embeddings.vectors(name).numpy().copy() for name in ("user", "author", "post")}
-    return {**tables, "translations": model.translations.detach().numpy().copy()}
+    return {**tables, "translations": model.operators.weights.detach()[0, 0].numpy().copy()}
 
 
 def _reference_loss(vectors, relations, batch, negative_weight):
@@ -81,8 +85,8 @@ def test_gradients_are_those_of_the_reference(graph, types):
     batch = _batch(graph, edges)
     model = _model(graph)
     model(batch)[0].backward()
-    gradients = {name: model.embeddings.tables[name].weight.grad for name in ("user", "author", "post")}
-    gradients["translations"] = model.translations.grad
+    gradients = {name: _table(model, name).grad for name in ("user", "author", "post")}
+    gradients["translations"] = model.operators.weights.grad[0, 0]
 
     vectors = _vectors(model)
     for name, gradient in gradients.items():
@@ -106,11 +110,11 @@ def test_gradients_of_tables_are_sparse_and_of_what_was_read_only(graph):
     batch = _batch(graph, np.flatnonzero(graph.rel == 0)[:4], in_batch=0, uniform=2)
     model = _model(graph)
     model(batch)[0].backward()
-    gradient = model.embeddings.tables["author"].weight.grad
+    gradient = _table(model, "author").grad
     assert gradient.is_sparse
     read = set(batch["tail"].reshape(-1).tolist()) | set(batch["tail_negatives"].reshape(-1).tolist())
     assert set(gradient.coalesce().indices()[0].tolist()) == read
-    assert model.embeddings.tables["post"].weight.grad is None
+    assert _table(model, "post").grad is None
 
 
 def _one_edge(head, tail, head_negatives, tail_negatives):
@@ -128,12 +132,12 @@ def test_a_step_raises_the_edge_and_lowers_its_negatives(graph):
     def scores():
         rows = [(3, 4), (5, 4), (3, 6)]
         heads, tails = (torch.tensor(side) for side in zip(*rows, strict=True))
-        return model.score(torch.tensor([0]), heads, tails).detach()
+        return model.score(0, heads, tails).detach()
 
     before = scores()
     model(batch)[0].backward()
     with torch.no_grad():
-        for parameter in (*model.embeddings.parameters(), model.translations):
+        for parameter in model.parameters():
             if parameter.grad is not None:
                 parameter -= 0.01 * parameter.grad.to_dense()
     change = scores() - before
@@ -147,25 +151,25 @@ def test_translations_are_in_the_scores_of_negatives_and_learn_from_them(graph):
     model = _model(graph)
     model(_one_edge(3, 4, [5], []))[0].backward()
     users, authors = model.embeddings.vectors("user"), model.embeddings.vectors("author")
-    translation = model.translations.detach()[0]
+    translation = model.operators.weights.detach()[0, 0][0]
     positive, negative = (users[3] + translation) @ authors[4], (users[5] + translation) @ authors[4]
     expected = (torch.sigmoid(negative) - torch.sigmoid(-positive)) * authors[4]
-    torch.testing.assert_close(model.translations.grad[0], expected)
-    assert not model.translations.grad[1:].any()
+    torch.testing.assert_close(model.operators.weights.grad[0, 0][0], expected)
+    assert not model.operators.weights.grad[0, 0][1:].any()
 
 
 def test_translations_are_moved_by_the_optimizer_at_their_own_rate(graph):
     rate = {"sgd": {}, "learning_rate": {"constant": 0.5}}
     tables = {"optimizer": {"sgd": {}, "learning_rate": {"constant": 0.0}}}
-    config = TwhinConfig(embeddings=EmbeddingsConfig(**tables), translation_optimizer=rate)
+    config = TwhinConfig(embedding_dim=DIM, embeddings=EmbeddingsConfig(**tables), translation_optimizer=rate)
     part = {name: graph.sizes[name] for name in config.node_types}
-    model = TwhinModel(part, graph.relations[:1], DIM, torch.Generator().manual_seed(0))
+    model = TwhinModel(part, graph.relations[:1], config, torch.Generator().manual_seed(0))
     before = model.embeddings.vectors("user").clone()
     optimizer, _ = build_optimizer(model, config)
     model(_one_edge(3, 4, [5], [6]))[0].backward()
-    gradient = model.translations.grad.clone()
+    gradient = model.operators.weights.grad[0, 0].clone()
     optimizer.step()
-    torch.testing.assert_close(model.translations.detach(), -0.5 * gradient)
+    torch.testing.assert_close(model.operators.weights.detach()[0, 0], -0.5 * gradient)
     assert torch.equal(model.embeddings.vectors("user"), before)
 
 
@@ -186,7 +190,7 @@ def test_no_negatives_is_a_finite_loss_with_finite_gradients(graph):
     loss, outputs = model(batch)
     loss.backward()
     torch.testing.assert_close(loss, -torch.nn.functional.logsigmoid(outputs["positive"]).mean())
-    assert torch.isfinite(model.translations.grad).all()
+    assert torch.isfinite(model.operators.weights.grad[0, 0]).all()
 
 
 def test_large_scores_stay_finite(graph):
@@ -197,4 +201,4 @@ def test_large_scores_stay_finite(graph):
     loss, _ = model(_batch(graph, np.flatnonzero(graph.rel == 1)))
     loss.backward()
     assert torch.isfinite(loss)
-    assert torch.isfinite(model.embeddings.tables["user"].weight.grad.to_dense()).all()
+    assert torch.isfinite(_table(model, "user").grad.to_dense()).all()

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tml.core.errors import DataError
+from tml.core.errors import ConfigError, DataError
 from tml.core.files import whole_folder, write_json
 from tml.projects.twhin.config import RelationConfig, TwhinConfig
 from tml.projects.twhin.edges import Rows as Rows
@@ -108,7 +108,10 @@ def _extract_relation(
     connection: duckdb.DuckDBPyConnection, relation: RelationConfig, number: int, until: datetime | None
 ) -> None:
     """Make the temporary table twhin_edges_NUMBER(head, tail) of ids."""
-    view, time = relation.source, TIMES[relation.source]
+    view = relation.source
+    if view is None:
+        raise ConfigError(f"twhin.relations: {relation.name} has no source, allowed of a log are {', '.join(TIMES)}")
+    time = TIMES[view]
     follows = view == "follows"
     needed = ["user_id", "followed_id"] if follows else ["user_id", "post_id", "type"]
     _columns(connection, relation, view, needed + ([time] if time else []))
@@ -136,6 +139,7 @@ def _extract_relation(
 
 def _why_empty(connection: duckdb.DuckDBPyConnection, relation: RelationConfig, until: datetime | None) -> str:
     view = relation.source
+    assert view is not None
     if view != "follows":
         rows = connection.execute(f"SELECT DISTINCT type FROM {view} WHERE type IS NOT NULL ORDER BY type").fetchall()
         types = [str(row[0]) for row in rows]

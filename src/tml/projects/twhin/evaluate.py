@@ -73,11 +73,11 @@ def _candidates(
 
 
 def _scores(model: TwhinModel, relation: int, head: Rows, tail: Rows) -> npt.NDArray[np.float64]:
-    device = model.translations.device
+    device = model.device
     with torch.no_grad():
-        rows = torch.from_numpy(head).to(device), torch.from_numpy(tail).to(device)
-        scores = model.score(torch.tensor([relation], device=device), *rows)
-    return scores.double().cpu().numpy()
+        rows = [torch.from_numpy(values).reshape(-1).to(device) for values in (head, tail)]
+        scores = model.score(relation, rows[0], rows[1])
+    return scores.view(head.shape).double().cpu().numpy()
 
 
 def _auc_and_rank(scores: npt.NDArray[np.float64], keep: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

@@ -22,4 +22,4 @@ def export_embeddings(model: TwhinModel, graph: Graph, out: Path) -> None:
             vectors = model.embeddings.vectors(node).cpu().numpy()
             write_embeddings(folder / f"{node}.parquet", ids, vectors)
         names = pa.array([relation.name for relation in graph.relations])
-        write_embeddings(folder / "relations.parquet", names, model.translations.detach().cpu().numpy())
+        write_embeddings(folder / "relations.parquet", names, model.operators.weights[0, 0].detach().cpu().numpy())

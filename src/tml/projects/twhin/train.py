@@ -21,15 +21,13 @@ from torch import nn
 
 from tml.core.distributed import pick_device
 from tml.core.training import TrainResult, TrainState, resume, train
-from tml.optimizers.builders import build
-from tml.optimizers.grouped import GroupedOptimizer
-from tml.optimizers.scheduler import RateScheduler
 from tml.projects.twhin.batches import EdgeBatches
 from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.data import Graph, extract_graph, hold_out
 from tml.projects.twhin.evaluate import evaluate_edges
 from tml.projects.twhin.export import export_embeddings
 from tml.projects.twhin.model import TwhinModel
+from tml.projects.twhin.optimizer import build_optimizer
 
 
 def train_twhin(
@@ -70,24 +68,8 @@ def train_twhin(
     return result
 
 
-def build_optimizer(model: TwhinModel, config: TwhinConfig) -> tuple[GroupedOptimizer, RateScheduler]:
-    """One optimizer for the tables, each at its configured algorithm and rate, and the translations."""
-    own = {table.name: table.optimizer for table in config.embeddings.tables}
-    configs = {str(node): own.get(node, config.embeddings.optimizer) for node in config.node_types}
-    modules = {f"embeddings.tables.{node}": str(node) for node in config.node_types}
-    return build(
-        model,
-        {**configs, "translations": config.translation_optimizer},
-        {**modules, "translations": "translations"},
-    )
-
-
 def _model(config: TwhinConfig, graph: Graph, seed: int) -> TwhinModel:
-    generator = torch.Generator().manual_seed(seed)
-    scale = config.embeddings.initial_scale
-    return TwhinModel(
-        graph.sizes, graph.relations, config.embedding_dim, generator, config.negative_weight, initial_scale=scale
-    )
+    return TwhinModel(graph.sizes, graph.relations, config, torch.Generator().manual_seed(seed))
 
 
 def _device() -> torch.device:
