@@ -12,59 +12,24 @@ number, in the order of the ids. Equal logs make equal bytes.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tml.core.errors import ConfigError, DataError
-from tml.core.files import read_json, whole_folder, write_json
+from tml.core.files import whole_folder, write_json
 from tml.projects.twhin.config import RelationConfig, TwhinConfig
-
-Rows = npt.NDArray[np.int64]
+from tml.projects.twhin.edges import Rows as Rows
+from tml.projects.twhin.graph import Graph as Graph
+from tml.projects.twhin.graph import Relation as Relation
+from tml.projects.twhin.graph import read_graph as read_graph
 
 TIMES = {"follows": "followed_at", "engagements": "engaged_at", "history": None}
-
-
-@dataclass(frozen=True)
-class Relation:
-    """A kind of edge, by name, with the types of its head and tail nodes."""
-
-    name: str
-    head: str
-    tail: str
-
-
-@dataclass(frozen=True)
-class Graph:
-    """Edges as row numbers, with what the numbers stand for.
-
-    `lhs`, `rel` and `rhs` are (edges,) int64: rows of the head's vocabulary, of `relations`, of the tail's vocabulary.
-    """
-
-    relations: tuple[Relation, ...]
-    vocabularies: dict[str, pa.Array]
-    lhs: Rows
-    rel: Rows
-    rhs: Rows
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """The number of nodes of each type."""
-        return {name: len(ids) for name, ids in self.vocabularies.items()}
-
-    def take(self, edges: Rows) -> "Graph":
-        """The graph with some of the edges, (n,) int64 positions, and all of the nodes."""
-        return Graph(self.relations, self.vocabularies, self.lhs[edges], self.rel[edges], self.rhs[edges])
-
-    def __len__(self) -> int:
-        return len(self.lhs)
 
 
 def extract_graph(
@@ -97,29 +62,6 @@ def extract_graph(
     return read_graph(out)
 
 
-def read_graph(path: Path) -> Graph:
-    """Read a graph's folder.
-
-    Raises:
-        DataError: it is not there or not whole, or an edge names a row that its vocabulary or the relations lack.
-    """
-    if not (path / "relations.json").is_file():
-        raise DataError(
-            f"{path}: no such graph, allowed is a folder with relations.json, edges.parquet and vocabulary/"
-        )
-    relations = tuple(Relation(**entry) for entry in read_json(path / "relations.json"))
-    nodes = dict.fromkeys(node for r in relations for node in (r.head, r.tail))
-    vocabularies = {n: pq.read_table(path / "vocabulary" / f"{n}.parquet")["id"].combine_chunks() for n in nodes}
-    table = pq.read_table(path / "edges.parquet", columns=["lhs", "rel", "rhs"])
-    lhs, rel, rhs = (np.asarray(column, np.int64) for column in table.columns)
-    graph = Graph(relations, vocabularies, lhs, rel, rhs)
-    _check_range(path, "rel", rel, len(relations))
-    for number, relation in enumerate(relations):
-        _check_range(path, "lhs", lhs[rel == number], graph.sizes[relation.head])
-        _check_range(path, "rhs", rhs[rel == number], graph.sizes[relation.tail])
-    return graph
-
-
 def hold_out(graph: Graph, fraction: float, rng: np.random.Generator) -> tuple[Graph, Graph]:
     """Split the edges at random into those to train on and about `fraction` of them to validate on.
 
@@ -135,12 +77,6 @@ def hold_out(graph: Graph, fraction: float, rng: np.random.Generator) -> tuple[G
     chosen = np.flatnonzero(eligible)[: round(fraction * len(graph))]
     kept = np.delete(order, chosen)
     return graph.take(np.sort(kept)), graph.take(np.sort(order[chosen]))
-
-
-def _check_range(path: Path, column: str, rows: Rows, size: int) -> None:
-    outside = rows[(rows < 0) | (rows >= size)]
-    if len(outside):
-        raise DataError(f"{path / 'edges.parquet'}: found {column} {outside[0]}, allowed are 0 to {size - 1}")
 
 
 @contextmanager
