@@ -24,7 +24,7 @@ from tml.report.layout import Points, layout
 from tml.report.style import SERIES_COLORS
 from tml.report.tables import legend
 
-MOST_POINTS, LEAST_POINTS = 1000, 20
+MOST_POINTS, LEAST_POINTS = 700, 20
 MOST_COLORS = 9
 WIDTH, HEIGHT = 1010, 560
 COLUMNS = ("language", "topic", "category", "tag", "country")
@@ -107,7 +107,7 @@ def _labels(chosen: Sample, run: Path, log: Mapping[str, Any] | None) -> tuple[s
 
 
 def _values(connection: duckdb.DuckDBPyConnection, column: str) -> dict[tuple[str, Any], Any]:
-    """The column's value by node type and id: of posts their own, of people their own or that of most of their posts."""
+    """The column's value by node type and id: their own, or of authors that of most of their posts."""
     found: dict[tuple[str, Any], Any] = {}
     for types, table, key in ((("author",), "posts", "author_id"), (("user", "author"), "users", "user_id")):
         for node in types:

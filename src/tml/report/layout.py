@@ -1,7 +1,7 @@
 """Points of many dimensions in two, so that near ones stay near: t-SNE (van der Maaten and Hinton 2008), exactly.
 
-Near is what has a high probability p under a Gaussian around each point, as wide as gives it `PERPLEXITY` neighbours; in
-the plane q follows Student's distribution, and the layout minimises the Kullback-Leibler divergence of q from p. It
+Near is what has a high probability p under a Gaussian around each point, as wide as gives it `PERPLEXITY` neighbours;
+in the plane q follows Student's distribution, and the layout minimises the Kullback-Leibler divergence of q from p. It
 starts from the first two principal components, so that the large structure is kept and the same points make the same
 picture (Kobak and Berens 2019). Each step costs points², which is meant for about a thousand points.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 PERPLEXITY = 30.0
-STEPS, EXAGGERATED = 500, 150
+STEPS, EXAGGERATED = 350, 120
 """Steps of gradient descent, and how many of them at the start draw clusters together twelvefold."""
 
 Points = npt.NDArray[np.float32]
@@ -66,7 +66,8 @@ def _affinities(points: Tensor) -> Tensor:
 
 def _gradient(place: Tensor, near: Tensor) -> Tensor:
     """4 Σ over j of (p - q)(y - y_j) / (1 + |y - y_j|²)."""
-    closeness = 1 / (1 + torch.cdist(place, place).square())
+    squares = place.square().sum(1)
+    closeness = 1 / (1 + (squares + squares.unsqueeze(1) - 2 * place @ place.T).clamp_min(0))
     closeness.fill_diagonal_(0)
     force = (near - closeness / closeness.sum()) * closeness
     return 4 * (force.sum(1, keepdim=True) * place - force @ place)
