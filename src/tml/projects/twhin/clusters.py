@@ -8,11 +8,15 @@ are clustered once, by k-means. The interest of user u in cluster c weighs
 
 where n counts the user's edges, m(u, c) is the mean share of c among the users nearest to u, and s says how many edges
 these neighbours are worth: who engaged little leans on people alike. The vector of an interest is the mean of the
-items behind it, weighted in the same way. To retrieve k items, each interest brings the nearest to its vector, as many
-as its weight says.
+items behind it, weighted in the same way, and compared with items by cosine (by distance where the model does): a dot
+product would give every interest the same long vectors. To retrieve k items, each interest brings the nearest to its
+vector, as many as its weight says.
 
 PinnerSage's medoids (Pal et al. 2020) need a clustering for each user and know nothing of those who engaged little;
 global clusters cost one k-means, can be smoothed, and mean the same for all users.
+
+It pays where people have a few of many interests, more than the vectors have dimensions. Where they are few, the one
+vector of a dot product stands for their mixture well, and knows of popularity besides.
 """
 
 from collections.abc import Iterator
@@ -34,7 +38,7 @@ from tml.projects.twhin.vectors import TrainedVectors
 
 Weights = npt.NDArray[np.float64]
 
-NEIGHBOURS, WORTH = 10, 3.0
+NEIGHBOURS, WORTH = 10, 1.0
 """People alike that an interest is smoothed by, and s, the edges that they are worth together."""
 MOST = 8
 """Interests that are kept of a user, the weightiest."""
@@ -241,6 +245,7 @@ def _sums(keys: Rows, sizes: Weights, vectors: npt.NDArray[np.floating]) -> tupl
 def _weightiest(owners: Rows, cluster: Rows, weight: Weights, sums: Weights) -> tuple[Rows, Rows, Weights, Weights]:
     """The MOST weightiest interests of each user, the weightiest first."""
     order = np.lexsort((cluster, -weight, owners))
+    order = order[weight[order] > 0]
     sorted_owners = owners[order]
     place = np.arange(len(order)) - np.searchsorted(sorted_owners, sorted_owners)
     order = order[place < MOST]
