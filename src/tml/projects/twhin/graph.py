@@ -66,6 +66,16 @@ class Graph:
         """The number of nodes of each type."""
         return {name: len(ids) for name, ids in self.vocabularies.items()}
 
+    def of_relation(self, relation: int) -> Rows:
+        """Positions of the edges of a relation, (n,) int64, ascending."""
+        order, starts = self._by_relation
+        return order[starts[relation] : starts[relation + 1]]
+
+    @cached_property
+    def _by_relation(self) -> tuple[Rows, Rows]:
+        order = np.argsort(self.rel, kind="stable")
+        return order, np.searchsorted(self.rel[order], np.arange(len(self.relations) + 1))
+
     def take(self, edges: Rows | Labels) -> "Graph":
         """The graph with some of the edges, (n,) int64 positions or (edges,) bool, and all of the nodes."""
         columns = {name: None if c is None else c[edges] for name, c in self._columns().items()}
@@ -94,6 +104,7 @@ class GraphFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._vocabularies: dict[str, pa.Array] = {}
         if not (path / "relations.json").is_file():
             raise DataError(
                 f"{path}: no such graph, allowed is a folder with relations.json, edges.parquet and vocabulary/"
@@ -112,7 +123,9 @@ class GraphFolder:
         Raises:
             DataError: the file is broken, or an id is null, there twice, or neither integer nor string.
         """
-        return _read_ids(self._vocabulary_path(node))
+        if node not in self._vocabularies:
+            self._vocabularies[node] = _read_ids(self._vocabulary_path(node))
+        return self._vocabularies[node]
 
     def has(self, split: Split) -> bool:
         """Whether there are edges of this split."""
