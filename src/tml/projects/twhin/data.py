@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tml.core.errors import ConfigError, DataError
-from tml.core.files import whole_folder, write_json
+from tml.core.files import whole_file, whole_folder, write_json
 from tml.projects.twhin.config import RelationConfig, TwhinConfig
 from tml.projects.twhin.edges import Rows as Rows
 from tml.projects.twhin.graph import Graph as Graph
@@ -77,6 +77,16 @@ def hold_out(graph: Graph, fraction: float, rng: np.random.Generator) -> tuple[G
     chosen = np.flatnonzero(eligible)[: round(fraction * len(graph))]
     kept = np.delete(order, chosen)
     return graph.take(np.sort(kept)), graph.take(np.sort(order[chosen]))
+
+
+def hold_out_on_disk(path: Path, fraction: float, rng: np.random.Generator) -> None:
+    """Move about `fraction` of the edges of a graph's folder from `edges.parquet` to `validation.parquet`."""
+    if fraction == 0:
+        return
+    kept, held_out = hold_out(read_graph(path), fraction, rng)
+    for name, part in (("validation", held_out), ("edges", kept)):
+        with whole_file(path / f"{name}.parquet") as partial:
+            pq.write_table(pa.table({"lhs": part.lhs, "rel": part.rel, "rhs": part.rhs}), partial)
 
 
 @contextmanager

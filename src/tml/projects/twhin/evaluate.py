@@ -74,9 +74,7 @@ def evaluate_graph(scorer: Scorer, graphs: Mapping[Split, Graph], config: Evalua
     Raises:
         DataError: the split has no edge; a vector is not finite.
     """
-    held_out = graphs[config.split]
-    if held_out.label is not None:
-        held_out = held_out.take(held_out.label)
+    held_out = graphs[config.split].edges_alone()
     if not len(held_out):
         raise DataError(f"{SPLITS[config.split]}.parquet: found no edge, allowed is one or more to measure on")
     scorers: dict[str, Scorer] = {"model": scorer, "degree": Degrees(graphs["train"])}

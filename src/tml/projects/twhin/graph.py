@@ -81,6 +81,10 @@ class Graph:
         columns = {name: None if c is None else c[edges] for name, c in self._columns().items()}
         return Graph(self.relations, self.vocabularies, **columns)  # type: ignore[arg-type]
 
+    def edges_alone(self) -> "Graph":
+        """The graph without the pairs that are labelled to be no edge."""
+        return self if self.label is None else self.take(self.label)
+
     def _columns(self) -> dict[str, Rows | Weights | Labels | None]:
         return {field.name: getattr(self, field.name) for field in fields(Edges)}
 

@@ -59,7 +59,7 @@ class KnownEdges:
     """
 
     def __init__(self, graphs: Sequence[Graph], any_relation: bool = False) -> None:
-        self.graphs, self.any_relation = tuple(graphs), any_relation
+        self.graphs, self.any_relation = tuple(graph.edges_alone() for graph in graphs), any_relation
 
     def of(self, relation: int, side: Side) -> Known:
         """Those of a relation, where the given side is to be found."""
@@ -73,8 +73,6 @@ class KnownEdges:
         for graph in self.graphs:
             for number in numbers:
                 edges = graph.of_relation(number)
-                if graph.label is not None:
-                    edges = edges[graph.label[edges]]
                 ends, candidates = (graph.lhs, graph.rhs) if side == "tail" else (graph.rhs, graph.lhs)
                 keys.append(ends[edges] * size + candidates[edges])
         return Known(np.unique(np.concatenate(keys)), size)

@@ -116,7 +116,8 @@ class _Preparing:
         if types is None:
             self.connection.execute(
                 "CREATE TABLE relations AS SELECT row_number() OVER (ORDER BY relation) - 1 AS number, "
-                f"relation AS name, '{ONE_TYPE}' AS head, '{ONE_TYPE}' AS tail FROM (SELECT DISTINCT relation FROM raw_train)"
+                f"relation AS name, '{ONE_TYPE}' AS head, '{ONE_TYPE}' AS tail "
+                "FROM (SELECT DISTINCT relation FROM raw_train)"
             )
             return
         read_triples(self.connection, triple_files(types), ("relation", "head", "tail"), "types")
