@@ -12,6 +12,7 @@ vocabulary, and may have a `weight`, a `time` and, to measure on, a `label` (`ed
 stream of row groups.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -210,6 +211,16 @@ def read_graph(path: Path, split: Split = "train") -> Graph:
             learn from lack a relation. The sentence names the file.
     """
     return GraphFolder(path).read(split)
+
+
+def graph_digest(path: Path) -> str:
+    """A digest of the content of a graph's folder, by which a training knows its graph again."""
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.suffix in (".json", ".parquet") and file.is_file()):
+        with file.open("rb") as opened:
+            content = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(path)} {content}\n".encode())
+    return digest.hexdigest()
 
 
 def node_types(relations: Sequence[Relation]) -> tuple[str, ...]:
