@@ -1,172 +1,138 @@
-"""The command line's verbs of TwHIN."""
+"""The command line's verbs that use TwHIN's vectors; those that make them are in `cli_graph`."""
 
-import sys
-from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tml.cli_job import Config, RunDir, Set, do_job, example, show
+from tml.cli_graph import Unknown, twhin
+from tml.cli_job import example, show
 
-twhin = typer.Typer(help="TwHIN: embeddings of viewers, authors and posts from the graph.", no_args_is_help=True)
-
-
-class Unknown(StrEnum):
-    """What becomes of edges to measure on that training knows nothing of."""
-
-    ERROR = "error"
-    SKIP = "skip"
-
-
-class By(StrEnum):
-    """How candidates are drawn."""
-
-    UNIFORM = "uniform"
-    DEGREE = "degree"
+Vectors = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="A run's folder, or one of `tml twhin export`.", show_default=False),
+]
+EdgeFile = Annotated[
+    Path,
+    typer.Argument(metavar="EDGES", help="Head, relation and tail by id: .tsv, .csv or .parquet.", show_default=False),
+]
 
 
-class Exclude(StrEnum):
-    """What of the past does not compete in Recall@k."""
+class Format(StrEnum):
+    """How vectors are written."""
 
-    RELATION = "relation"
-    ANY = "any"
-    NONE = "none"
-
-
-class Split(StrEnum):
-    """Whose edges are looked for."""
-
-    TRAIN = "train"
-    VALIDATION = "validation"
-    TEST = "test"
+    parquet = "parquet"
+    numpy = "numpy"
 
 
-@twhin.command("train", epilog=example("tml twhin train examples/demo.yaml --run-dir runs/demo"))
-def twhin_train(
-    config: Config = None,
-    run_dir: RunDir = None,
-    set_: Set = None,
-    graph: Annotated[
-        Path | None,
-        typer.Option(metavar="GRAPH", help="Train on this graph of `tml twhin prepare`.", show_default=False),
-    ] = None,
+class Index(StrEnum):
+    """How neighbours are searched."""
+
+    exact = "exact"
+    ivf = "ivf"
+    hnsw = "hnsw"
+
+
+@twhin.command("export", epilog=example("tml twhin export runs/demo vectors --format numpy"))
+def twhin_export(
+    run: Vectors,
+    out: Annotated[Path, typer.Argument(help="The folder to write to.", show_default=False)],
+    format_: Annotated[Format, typer.Option("--format", help="parquet, or numpy for memory maps.")] = Format.parquet,
 ) -> None:
-    """Learn embeddings from what happened before the ranker's training starts, or from a prepared graph."""
-    if graph is None:
-        print(do_job(config, run_dir, set_, "twhin") / "twhin" / "embeddings")
-        return
-    from tml.core.config import load_config
-    from tml.graph_pipeline import train_graph
-    from tml.pipeline import RunConfig
+    """Write the vectors of all nodes and the relations' operators as files that stand alone."""
+    from tml.projects.twhin.export import export_vectors
+    from tml.projects.twhin.vectors import load_vectors
 
-    folder = run_dir or Path("runs") / (config.stem if config else graph.name)
-    train_graph(load_config(RunConfig, config, set_ or ()), graph, folder)
-    print(folder / "embeddings")
-
-
-@twhin.command("prepare", epilog=example("tml twhin prepare train.txt graph --validation valid.txt --test test.txt"))
-def twhin_prepare(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="TRAIN",
-            help="Triples: a text or Parquet file, a folder or a pattern of them; or a job's CONFIG.yaml, for its log.",
-            show_default=False,
-        ),
-    ],
-    out: Annotated[Path, typer.Argument(help="The folder to write the graph to.", show_default=False)],
-    validation: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Triples to measure on in training.", show_default=False)
-    ] = None,
-    test: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Triples to measure on at the end.", show_default=False)
-    ] = None,
-    columns: Annotated[
-        str, typer.Option(help="The columns of text files in order; weight, time and label may follow.")
-    ] = "head,relation,tail",
-    types: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Text of relation, head type, tail type; else all are of one.", show_default=False
-        ),
-    ] = None,
-    unknown: Annotated[Unknown, typer.Option(help="Edges to measure on whose ids training lacks.")] = Unknown.ERROR,
-    until: Annotated[
-        datetime | None,
-        typer.Option(help="Of a log: edges are older than this, in UTC.", show_default="split.train_start"),
-    ] = None,
-    test_until: Annotated[
-        datetime | None,
-        typer.Option(help="Of a log: new edges from there until this are for the test.", show_default=False),
-    ] = None,
-    set_: Set = None,
-) -> None:
-    """Make a graph to train on, of triples or of an engagement log."""
-    if source.suffix in (".yaml", ".yml"):
-        from tml.core.config import load_config
-        from tml.graph_pipeline import prepare_log
-        from tml.pipeline import RunConfig
-
-        edges = prepare_log(load_config(RunConfig, source, set_ or ()), out, until, test_until)
-        skipped: dict[str, int] = {}
-    else:
-        from tml.projects.twhin.prepare import prepare_triples
-
-        names = [name.strip() for name in columns.split(",")]
-        prepared = prepare_triples(
-            source, out, validation=validation, test=test, columns=names, types=types, unknown=unknown.value
-        )
-        edges = dict[str, int](prepared.edges.items())
-        skipped = {name: count for name, count in prepared.skipped.items() if count}
-        if prepared.repeated:
-            print(f"note: {prepared.repeated:,} edges of training were there before and were merged", file=sys.stderr)
-    for name, count in skipped.items():
-        print(f"note: {count:,} edges of {name} were left out: training lacks a node or the relation", file=sys.stderr)
-    for name, count in edges.items():
-        print(f"{name}: {count:,} edges")
+    vectors = load_vectors(run)
+    export_vectors(vectors, out, format_.value)
+    for node in vectors.node_types:
+        print(f"{node}: {len(vectors.table(node)):,} vectors of {vectors.dim}")
     print(out)
 
 
-@twhin.command("evaluate", epilog=example("tml twhin evaluate runs/demo --candidates 1000 --by degree"))
-def twhin_evaluate(
-    vectors: Annotated[
-        Path,
-        typer.Argument(metavar="RUN", help="A run, a training on a graph, or a folder of vectors.", show_default=False),
-    ],
-    graph: Annotated[
-        Path | None, typer.Option(metavar="GRAPH", help="The graph to measure on.", show_default="the one trained on")
+@twhin.command("neighbours", epilog=example("tml twhin neighbours runs/demo user 7 12 --relation follow -k 5"))
+def twhin_neighbours(
+    run: Vectors,
+    node: Annotated[str, typer.Argument(metavar="TYPE", help="The type of the nodes.", show_default=False)],
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Their ids.", show_default=False)],
+    relation: Annotated[
+        str | None,
+        typer.Option(help="Look through this relation.", show_default="nodes like these"),
     ] = None,
-    split: Annotated[
-        Split | None, typer.Option(help="Whose edges are looked for.", show_default="test, else validation")
+    to: Annotated[
+        str | None,
+        typer.Option(metavar="TYPE", help="The type of the neighbours.", show_default="the relation's, or the same"),
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Let other known edges compete.")] = False,
-    candidates: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Draw so many for each edge.", show_default="all nodes")
+    back: Annotated[
+        bool, typer.Option("--back", help="The ids are tails; for a relation that joins a type with itself.")
+    ] = False,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many neighbours.")] = 10,
+    index: Annotated[Index, typer.Option(help="exact, or approximate: ivf or hnsw.")] = Index.exact,
+    index_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep the index there, and use it the next time.", show_default=False),
     ] = None,
-    by: Annotated[By, typer.Option(help="How candidates are drawn.")] = By.UNIFORM,
-    recall: Annotated[
-        list[int] | None, typer.Option(min=1, metavar="K", help="Recall@K of tails, too.", show_default=False)
+    names: Annotated[
+        str | None,
+        typer.Option(metavar="FILE:COLUMN", help="A column that names the neighbours.", show_default=False),
     ] = None,
-    exclude: Annotated[
-        Exclude, typer.Option(help="Past edges that do not compete there: the relation's, any, none.")
-    ] = Exclude.RELATION,
-    seed: Annotated[int, typer.Option(min=0, help="Of the drawing.")] = 0,
+    multi: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="EDGES", help="Several vectors for each ID, from what it engaged with there.", show_default=False
+        ),
+    ] = None,
 ) -> None:
-    """Say how well the vectors find held-out edges, beside what popularity finds; write it as JSON, too."""
-    from tml.projects.twhin.evaluate import EvaluationConfig
-    from tml.projects.twhin.evaluate_run import evaluate_run
-    from tml.projects.twhin.evaluation_tables import evaluation_tables
+    """Show the nearest nodes of some nodes."""
+    from tml.projects.twhin.neighbours import ask
 
-    protocol = EvaluationConfig(
-        filtered=not raw,
-        candidates=candidates,
-        by=by.value,
-        recall_at=tuple(recall or ()),
-        exclude=exclude.value,
-        seed=seed,
+    show(
+        *ask(
+            run,
+            node,
+            ids,
+            relation=relation,
+            to=to,
+            back=back,
+            k=k,
+            kind=index.value,
+            folder=index_dir,
+            names=names,
+            multi=multi,
+        )
     )
-    result, path = evaluate_run(vectors, graph, protocol, split.value if split else None)
-    show(*evaluation_tables(result))
-    print(path)
+
+
+@twhin.command("score", epilog=example("tml twhin score runs/demo pairs.tsv scores.parquet --unknown skip"))
+def twhin_score(
+    run: Vectors,
+    edges: EdgeFile,
+    out: Annotated[Path, typer.Argument(help="The Parquet file to write.", show_default=False)],
+    unknown: Annotated[
+        Unknown, typer.Option(help="An unknown id is an error, or its edge is given no score (skip).")
+    ] = Unknown.ERROR,
+) -> None:
+    """Score given edges."""
+    from tml.projects.twhin.score import score_file
+    from tml.projects.twhin.vectors import load_vectors
+
+    scored = score_file(load_vectors(run), edges, out, unknown.value)
+    print(f"{scored.edges:,} edges scored, {scored.unknown:,} with an unknown end")
+    print(out)
+
+
+@twhin.command("project", epilog=example("tml twhin project runs/demo new-edges.tsv new-vectors"))
+def twhin_project(
+    run: Vectors,
+    edges: EdgeFile,
+    out: Annotated[Path, typer.Argument(help="The folder to write to.", show_default=False)],
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same vectors.")] = 0,
+) -> None:
+    """Make vectors of new nodes from their edges alone, without training again."""
+    from tml.projects.twhin.project import project_file
+    from tml.projects.twhin.vectors import load_vectors
+
+    for one in project_file(load_vectors(run), edges, out, seed):
+        print(f"{one.node}: {len(one.ids):,} new vectors from {one.edges:,} edges")
+    print(out)
