@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from tml.cli_graph import Unknown, twhin
+from tml.cli_graph import Unknown
+from tml.cli_graph import twhin as twhin
 from tml.cli_job import example, show
 
 Vectors = Annotated[
