@@ -1,4 +1,4 @@
-"""The command line's verbs of TwHIN."""
+"""The command line's verbs that use TwHIN's vectors; those that make them are in `cli_graph`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -6,16 +6,9 @@ from typing import Annotated
 
 import typer
 
-from tml.cli_job import Config, RunDir, Set, do_job, example, show
-
-twhin = typer.Typer(help="TwHIN: embeddings of viewers, authors and posts from the graph.", no_args_is_help=True)
-
-
-@twhin.command("train", epilog=example("tml twhin train examples/demo.yaml --run-dir runs/demo"))
-def twhin_train(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
-    """Learn embeddings from what happened before the ranker's training starts."""
-    print(do_job(config, run_dir, set_, "twhin") / "twhin" / "embeddings")
-
+from tml.cli_graph import Unknown
+from tml.cli_graph import twhin as twhin
+from tml.cli_job import example, show
 
 Vectors = Annotated[
     Path,
@@ -40,13 +33,6 @@ class Index(StrEnum):
     exact = "exact"
     ivf = "ivf"
     hnsw = "hnsw"
-
-
-class Unknown(StrEnum):
-    """What becomes of an edge with an unknown end."""
-
-    error = "error"
-    skip = "skip"
 
 
 @twhin.command("export", epilog=example("tml twhin export runs/demo vectors --format numpy"))
@@ -139,7 +125,7 @@ def twhin_score(
     out: Annotated[Path, typer.Argument(help="The Parquet file to write.", show_default=False)],
     unknown: Annotated[
         Unknown, typer.Option(help="An unknown id is an error, or its edge is given no score (skip).")
-    ] = Unknown.error,
+    ] = Unknown.ERROR,
 ) -> None:
     """Score given edges."""
     from tml.projects.twhin.score import score_file

@@ -19,15 +19,17 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tml.core.errors import ConfigError, DataError
-from tml.core.files import whole_folder, write_json
+from tml.core.files import whole_file, whole_folder, write_json
 from tml.projects.twhin.config import RelationConfig, TwhinConfig
 from tml.projects.twhin.edges import Rows as Rows
 from tml.projects.twhin.graph import Graph as Graph
 from tml.projects.twhin.graph import Relation as Relation
 from tml.projects.twhin.graph import read_graph as read_graph
+from tml.projects.twhin.known import KnownEdges
 
 TIMES = {"follows": "followed_at", "engagements": "engaged_at", "history": None}
 
@@ -62,6 +64,61 @@ def extract_graph(
     return read_graph(out)
 
 
+def extract_new_edges(
+    connection: duckdb.DuckDBPyConnection, config: TwhinConfig, path: Path, since: datetime, until: datetime
+) -> int:
+    """Write edges that a log has from a time on, and not before, as the `test.parquet` of a graph's folder.
+
+    A relation of `history` goes on in `engagements` of the same type. Nodes that the graph lacks are left out.
+
+    Args:
+        connection: has the log's views; see `extract_graph`.
+        config: names the relations, as it did for the graph.
+        path: the graph's folder.
+        since: the first time that counts; without an offset it is UTC.
+        until: the first time that does not.
+
+    Returns:
+        How many edges there are.
+
+    Raises:
+        DataError: the log lacks what a relation needs, or no edge is new.
+    """
+    graph = read_graph(path)
+    parts = []
+    with _temporary(connection, config):
+        for number, relation in enumerate(config.relations):
+            later = relation
+            if relation.source == "history":
+                later = relation.model_copy(update={"source": "engagements"})
+            _make_edges(connection, later, number, since, until)
+            found = connection.sql(f"SELECT head, tail FROM twhin_edges_{number} ORDER BY ALL").to_arrow_table()
+            ends = [
+                pc.index_in(found[side].cast(ids.type), ids).fill_null(-1).to_numpy()
+                for side, ids in (
+                    ("head", graph.vocabularies[relation.head]),
+                    ("tail", graph.vocabularies[relation.tail]),
+                )
+            ]
+            lhs, rhs = (end[(ends[0] >= 0) & (ends[1] >= 0)].astype(np.int64) for end in ends)
+            new = ~KnownEdges([graph]).of(number, "tail").contains(lhs, rhs)
+            parts.append(pa.table({"lhs": lhs[new], "rel": np.full(new.sum(), number), "rhs": rhs[new]}))
+    edges = pa.concat_tables(parts)
+    if not len(edges):
+        raise DataError(
+            f"twhin.relations: found no edge that is new from {since} until {until}, allowed is one or more"
+        )
+    with whole_file(path / "test.parquet") as partial:
+        pq.write_table(edges, partial)
+    return len(edges)
+
+
+def _rows(ids: pa.ChunkedArray, graph: Graph, node: str) -> Rows:
+    """The rows of ids, -1 where the graph lacks one."""
+    vocabulary = graph.vocabularies[node]
+    return np.asarray(pc.index_in(ids.cast(vocabulary.type), vocabulary).fill_null(-1), np.int64)
+
+
 def hold_out(graph: Graph, fraction: float, rng: np.random.Generator) -> tuple[Graph, Graph]:
     """Split the edges at random into those to train on and about `fraction` of them to validate on.
 
@@ -77,6 +134,16 @@ def hold_out(graph: Graph, fraction: float, rng: np.random.Generator) -> tuple[G
     chosen = np.flatnonzero(eligible)[: round(fraction * len(graph))]
     kept = np.delete(order, chosen)
     return graph.take(np.sort(kept)), graph.take(np.sort(order[chosen]))
+
+
+def hold_out_on_disk(path: Path, fraction: float, rng: np.random.Generator) -> None:
+    """Move about `fraction` of the edges of a graph's folder from `edges.parquet` to `validation.parquet`."""
+    if fraction == 0:
+        return
+    kept, held_out = hold_out(read_graph(path), fraction, rng)
+    for name, part in (("validation", held_out), ("edges", kept)):
+        with whole_file(path / f"{name}.parquet") as partial:
+            pq.write_table(pa.table({"lhs": part.lhs, "rel": part.rel, "rhs": part.rhs}), partial)
 
 
 @contextmanager
@@ -107,7 +174,19 @@ def _columns(connection: duckdb.DuckDBPyConnection, relation: RelationConfig, vi
 def _extract_relation(
     connection: duckdb.DuckDBPyConnection, relation: RelationConfig, number: int, until: datetime | None
 ) -> None:
-    """Make the temporary table twhin_edges_NUMBER(head, tail) of ids."""
+    """Make the temporary table twhin_edges_NUMBER(head, tail) of ids; one without an edge is refused."""
+    _make_edges(connection, relation, number, None, until)
+    if _one(connection, f"SELECT count(*) FROM twhin_edges_{number}") == 0:
+        raise DataError(_why_empty(connection, relation, until))
+
+
+def _make_edges(
+    connection: duckdb.DuckDBPyConnection,
+    relation: RelationConfig,
+    number: int,
+    since: datetime | None,
+    until: datetime | None,
+) -> None:
     view = relation.source
     if view is None:
         raise ConfigError(f"twhin.relations: {relation.name} has no source, allowed of a log are {', '.join(TIMES)}")
@@ -124,8 +203,11 @@ def _extract_relation(
     if not follows:
         conditions.append(f"{view}.type = $type")
         values["type"] = relation.type
+    # Microseconds since the epoch: a comparison of times would depend on the session's time zone.
+    if time is not None and since is not None:
+        conditions.append(f"epoch_us({view}.{time}) >= $since")
+        values["since"] = _microseconds(since)
     if time is not None and until is not None:
-        # Microseconds since the epoch: a comparison of times would depend on the session's time zone.
         conditions.append(f"epoch_us({view}.{time}) < $until")
         values["until"] = _microseconds(until)
     connection.execute(
@@ -133,8 +215,6 @@ def _extract_relation(
         SELECT DISTINCT {view}.user_id AS head, {tail} AS tail FROM {view} {join} WHERE {" AND ".join(conditions)}""",
         values,
     )
-    if _one(connection, f"SELECT count(*) FROM twhin_edges_{number}") == 0:
-        raise DataError(_why_empty(connection, relation, until))
 
 
 def _why_empty(connection: duckdb.DuckDBPyConnection, relation: RelationConfig, until: datetime | None) -> str:

@@ -12,6 +12,7 @@ vocabulary, and may have a `weight`, a `time` and, to measure on, a `label` (`ed
 stream of row groups.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -66,10 +67,24 @@ class Graph:
         """The number of nodes of each type."""
         return {name: len(ids) for name, ids in self.vocabularies.items()}
 
+    def of_relation(self, relation: int) -> Rows:
+        """Positions of the edges of a relation, (n,) int64, ascending."""
+        order, starts = self._by_relation
+        return order[starts[relation] : starts[relation + 1]]
+
+    @cached_property
+    def _by_relation(self) -> tuple[Rows, Rows]:
+        order = np.argsort(self.rel, kind="stable")
+        return order, np.searchsorted(self.rel[order], np.arange(len(self.relations) + 1))
+
     def take(self, edges: Rows | Labels) -> "Graph":
         """The graph with some of the edges, (n,) int64 positions or (edges,) bool, and all of the nodes."""
         columns = {name: None if c is None else c[edges] for name, c in self._columns().items()}
         return Graph(self.relations, self.vocabularies, **columns)  # type: ignore[arg-type]
+
+    def edges_alone(self) -> "Graph":
+        """The graph without the pairs that are labelled to be no edge."""
+        return self if self.label is None else self.take(self.label)
 
     def _columns(self) -> dict[str, Rows | Weights | Labels | None]:
         return {field.name: getattr(self, field.name) for field in fields(Edges)}
@@ -94,6 +109,7 @@ class GraphFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._vocabularies: dict[str, pa.Array] = {}
         if not (path / "relations.json").is_file():
             raise DataError(
                 f"{path}: no such graph, allowed is a folder with relations.json, edges.parquet and vocabulary/"
@@ -112,7 +128,9 @@ class GraphFolder:
         Raises:
             DataError: the file is broken, or an id is null, there twice, or neither integer nor string.
         """
-        return _read_ids(self._vocabulary_path(node))
+        if node not in self._vocabularies:
+            self._vocabularies[node] = _read_ids(self._vocabulary_path(node))
+        return self._vocabularies[node]
 
     def has(self, split: Split) -> bool:
         """Whether there are edges of this split."""
@@ -193,6 +211,16 @@ def read_graph(path: Path, split: Split = "train") -> Graph:
             learn from lack a relation. The sentence names the file.
     """
     return GraphFolder(path).read(split)
+
+
+def graph_digest(path: Path) -> str:
+    """A digest of the content of a graph's folder, by which a training knows its graph again."""
+    digest = hashlib.sha256()
+    for file in sorted(file for file in path.rglob("*") if file.suffix in (".json", ".parquet") and file.is_file()):
+        with file.open("rb") as opened:
+            content = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(path)} {content}\n".encode())
+    return digest.hexdigest()
 
 
 def node_types(relations: Sequence[Relation]) -> tuple[str, ...]:
