@@ -107,7 +107,7 @@ def test_a_missing_or_damaged_graph_is_refused(make_log, tmp_path):
     extract_graph(make_log(FOLLOWS), _config(FOLLOW), None, tmp_path / "few")
     extract_graph(make_log([*FOLLOWS, (7, 17, 1)]), _config(FOLLOW), None, tmp_path / "many")
     (tmp_path / "many" / "edges.parquet").replace(tmp_path / "few" / "edges.parquet")
-    with pytest.raises(DataError, match=r"edges\.parquet: found lhs 2, allowed are 0 to 1"):
+    with pytest.raises(DataError, match=r"edges\.parquet: found lhs 2 in row 3 of row group 0, allowed are 0 to 1"):
         read_graph(tmp_path / "few")
 
 
