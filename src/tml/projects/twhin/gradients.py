@@ -65,7 +65,7 @@ class _Prepared:
         self.mask: Tensor | None = None
         # The gradient is made where that of the rows belongs, unless something is there already.
         place = step.rows.gradients[role]
-        self.gradient = torch.empty_like(place) if role in step.rows.written or step.shared[role] else place
+        self.gradient = torch.empty_like(place) if role in step.rows.written else place
 
     def drop(self, share: float) -> None:
         """Set a share of the numbers to 0 and make the others larger."""
@@ -112,8 +112,6 @@ class LossOfBatch:
         questions: list[tuple[Side, ...]] = [("tail", "head")]
         if config.reciprocal or config.dropout:
             questions = [("tail",), ("head",)]
-        # An end that is prepared twice needs a place of its own for the second gradient.
-        self.shared = dict.fromkeys(rows.vectors, False)
         self.loss, self.positive = self.share.new_zeros(()), torch.zeros_like(self.share)
         for sides in questions:
             self._ask(sides, 1 / len(questions))
@@ -169,10 +167,11 @@ class LossOfBatch:
         return of_positive
 
     def _share_of_negatives(self) -> Tensor:
+        share: Tensor = self.share
         if self.config.loss == "softmax":
-            return self.share / 2
+            return share / 2
         weight = self.config.negative_weight if self.config.loss == "logistic" else 1.0
-        return self.share * weight / self.batch["count"].clamp(min=1)
+        return share * weight / self.batch["count"].clamp(min=1)
 
     def _blocks(self, side: Side) -> Iterator[tuple[slice, slice, Tensor, bool]]:
         """Chunks and edges of a block, its scores that do not count, and whether its chunks come the first time."""

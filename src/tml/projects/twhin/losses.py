@@ -2,7 +2,7 @@
 
     logistic    softplus(-p) + w · mean_j softplus(s_j)              binary cross-entropy, the edge 1, negatives 0
     softmax     log(e^p + Σ_j e^s_j) - p                             the edge among its negatives
-    margin      mean_j max(0, margin - p + s_j)                      negatives score less by the margin (Bordes et al. 2013)
+    margin      mean_j max(0, margin - p + s_j)                      negatives score less by the margin
 
 The means of `logistic` and `margin` are over the negatives of both sides; of `softmax` it is the mean of the two sides.
 A negative that does not count has the score -inf: its loss and its gradient are 0.

@@ -59,9 +59,7 @@ def transform(operator: Operator, vectors: Tensor, weights: Tensor) -> Tensor:
     return vectors
 
 
-def transform_gradient(
-    operator: Operator, gradient: Tensor, vectors: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor]:
+def transform_gradient(operator: Operator, gradient: Tensor, vectors: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of `transform`: of the vectors, maybe in the place of `gradient`, and of the weights.
 
     The gradient of the weights has the shape of `vectors`, or of the weights where they have one vector a chunk.

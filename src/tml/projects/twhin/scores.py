@@ -66,9 +66,7 @@ def block_scores(score: Score, queries: Tensor, candidates: Tensor, scale: float
     """Scores (chunks, n, m) of a block times `scale`, and what `add_block_gradients` needs of them."""
     if score in ("l1", "l2"):
         distances = (
-            torch.cdist(queries, candidates, p=1)
-            if score == "l1"
-            else squared_distances(queries, candidates).sqrt_()
+            torch.cdist(queries, candidates, p=1) if score == "l1" else squared_distances(queries, candidates).sqrt_()
         )
         return distances * -scale, distances
     shape = (queries.shape[0], queries.shape[1], candidates.shape[1])
@@ -126,7 +124,7 @@ def row_scores(score: Score, queries: Tensor, candidates: Tensor, scale: float) 
 def row_gradients(
     score: Score, gradient: Tensor, queries: Tensor, candidates: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of `row_scores` as (factor, x, y): factor · x is that of the queries, factor · y the candidates'."""
+    """The gradients of `row_scores` as (factor, x, y): factor · x is the queries', factor · y the candidates'."""
     if score in ("dot", "cosine"):
         return (gradient * scale).unsqueeze(-1), candidates, queries
     difference = candidates - queries
