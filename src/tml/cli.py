@@ -6,11 +6,15 @@ verb that needs them, so that `--help` answers at once.
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from tml.cli_job import Config, RunDir, Set
+from tml.cli_job import do_job as _job
+from tml.cli_job import example as _example
+from tml.cli_job import show as _print
+from tml.cli_twhin import twhin
 from tml.core.errors import DataError, UserError
 
 app = typer.Typer(
@@ -20,45 +24,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-twhin = typer.Typer(help="TwHIN: embeddings of viewers, authors and posts from the graph.", no_args_is_help=True)
 recap = typer.Typer(help="The Heavy Ranker: train, evaluate, rank.", no_args_is_help=True)
 data = typer.Typer(help="Engagement logs: look at one, make one of a public data set.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(twhin, name="twhin")
 app.add_typer(recap, name="recap")
-
-Config = Annotated[
-    Path | None,
-    typer.Argument(
-        metavar="[CONFIG.yaml]", help="The job; left out, the default job on a simulated log.", show_default=False
-    ),
-]
-RunDir = Annotated[
-    Path | None,
-    typer.Option("--run-dir", metavar="DIR", help="Where everything is written.", show_default="runs/NAME-OF-CONFIG"),
-]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Override a field of the config, as seed=1.")
-]
-
-
-def _example(line: str) -> str:
-    return f"Example: [bold]{line}[/]"
-
-
-def _job(config: Path | None, run_dir: Path | None, overrides: list[str] | None, only: str | None) -> Path:
-    """Load the config, do the job or one stage of it, return the run folder."""
-    from tml.core.config import load_config
-    from tml.pipeline import RunConfig, run_job
-
-    loaded = load_config(RunConfig, config, overrides or ())
-    folder = run_dir or Path("runs") / (config.stem if config else "default")
-    try:
-        run_job(loaded, folder, only)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        raise typer.Exit(130) from None
-    return folder
 
 
 @app.command(epilog=_example("tml run examples/kuairand.yaml --set log.path=KuaiRand-Pure/data"))
@@ -155,12 +125,6 @@ def data_convert(
     print(converted.result)
 
 
-@twhin.command("train", epilog=_example("tml twhin train examples/demo.yaml --run-dir runs/demo"))
-def twhin_train(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
-    """Learn embeddings from what happened before the ranker's training starts."""
-    print(_job(config, run_dir, set_, "twhin") / "twhin" / "embeddings")
-
-
 @recap.command("train", epilog=_example("tml recap train examples/demo.yaml --run-dir runs/demo"))
 def recap_train(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
     """Train the Heavy Ranker on the example dataset."""
@@ -248,15 +212,6 @@ def _show_timeline(folder: Path) -> None:
 
 def _show_report(folder: Path) -> None:
     print(f"report: {folder / 'report.html'}")
-
-
-def _print(*parts: Any) -> None:
-    console = Console()
-    # Where there is no terminal a table must not be folded to 80 columns.
-    if not console.is_terminal:
-        console = Console(width=160)
-    for part in parts:
-        console.print(part)
 
 
 def main() -> None:

@@ -248,7 +248,7 @@ def run_job(config: RunConfig, folder: Path, only: str | None = None) -> None:
     """
     run, console = Run(config, folder), Console(stderr=True, highlight=False)
     marks: dict[str, str] = {}
-    with _alone(folder):
+    with alone(folder):
         for stage in stages_of(config):
             before = [marks[name] for name in stage.after if name in marks]
             marks[stage.name] = fingerprint(__version__, stage.name, before, stage.settings(run))
@@ -291,7 +291,7 @@ def _is_finished(run: Run, stage: Stage, mark: str) -> bool:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Hold the run folder: two jobs in one folder would write over each other."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

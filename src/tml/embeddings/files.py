@@ -5,7 +5,8 @@ them (the ranker's examples, nearest neighbours, another program) reads it, with
 or a string, whichever the log has. A table may be one file or a folder of them, read in the order of their names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -59,7 +60,6 @@ class Embeddings:
         return self._rows(wanted.cast(self.ids.type))
 
     def _rows(self, wanted: pa.Array) -> npt.NDArray[np.int64]:
-        """The row of each id, -1 where there is none."""
         if not pa.types.is_integer(self.ids.type):
             row_of = self._row_of
             return np.fromiter((row_of.get(name, -1) for name in wanted.to_pylist()), np.int64, len(wanted))
@@ -93,17 +93,37 @@ def write_embeddings(path: Path, ids: pa.Array | Sequence[int | str] | npt.NDArr
     Raises:
         DataError: an id is null or there twice, a value is not finite, or the counts differ.
     """
-    table = Embeddings(_plain(ids if isinstance(ids, pa.Array) else pa.array(ids)), np.asarray(vectors, np.float32))
-    if table.vectors.ndim != 2 or len(table.ids) != len(table.vectors):
-        shape = table.vectors.shape
+    if vectors.ndim != 2 or len(ids) != len(vectors):
         raise DataError(
-            f"{path}: found {len(table.ids)} ids and vectors of shape {shape}, allowed is a row for each id"
+            f"{path}: found {len(ids)} ids and vectors of shape {vectors.shape}, allowed is a row for each id"
         )
-    _check(path, table, None)
-    flat = pa.array(np.ascontiguousarray(table.vectors).reshape(-1))
-    column = pa.FixedSizeListArray.from_arrays(flat, table.width)
-    with whole_file(path) as partial:
-        pq.write_table(pa.table({"id": table.ids, "vector": column}), partial)
+    write_blocks(path, ids, [vectors])
+
+
+def write_blocks(path: Path, ids: pa.Array | Sequence[int | str] | npt.NDArray[Any], blocks: Iterable[Vectors]) -> None:
+    """Write one embeddings file whose vectors need not all be in memory, whole or not at all.
+
+    Args:
+        path: the Parquet file.
+        ids: one id for each vector, all integers or all strings.
+        blocks: the vectors in the order of the ids, (some, width) float32 each; at least one.
+
+    Raises:
+        DataError: an id is null or there twice, or a value is not finite.
+    """
+    plain = _plain(ids if isinstance(ids, pa.Array) else pa.array(ids))
+    _check_ids(path, plain)
+    start = 0
+    with whole_file(path) as partial, ExitStack() as stack:
+        writer = None
+        for block in blocks:
+            part = Embeddings(plain.slice(start, len(block)), np.ascontiguousarray(block, np.float32))
+            _check_finite(path, part)
+            column = pa.FixedSizeListArray.from_arrays(pa.array(part.vectors.reshape(-1)), part.width)
+            table = pa.table({"id": part.ids, "vector": column})
+            writer = writer or stack.enter_context(pq.ParquetWriter(partial, table.schema))
+            writer.write_table(table)
+            start += len(block)
 
 
 def read_embeddings(path: Path, width: int | None = None) -> Embeddings:
@@ -157,17 +177,24 @@ def _plain(ids: pa.Array) -> pa.Array:
 
 
 def _check(path: Path, table: Embeddings, width: int | None) -> None:
-    ids = table.ids
+    _check_ids(path, table.ids)
+    if width is not None and table.width != width:
+        raise DataError(f"{path}: found vectors of width {table.width}, allowed is {width}")
+    _check_finite(path, table)
+
+
+def _check_ids(path: Path, ids: pa.Array) -> None:
     if not (pa.types.is_integer(ids.type) or pa.types.is_string(ids.type)):
         raise DataError(f"{path}: `id` is {ids.type}, allowed are integers and strings")
     if ids.null_count:
         raise DataError(f"{path}: `id` is null in {ids.null_count} rows, allowed are none")
-    if width is not None and table.width != width:
-        raise DataError(f"{path}: found vectors of width {table.width}, allowed is {width}")
     if len(pc.unique(ids)) != len(ids):
         counts = pc.value_counts(ids)
         twice = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
         raise DataError(f"{path}: the id {twice[0].as_py()!r} is there twice, allowed is one vector for each id")
+
+
+def _check_finite(path: Path, table: Embeddings) -> None:
     if not np.isfinite(table.vectors).all():
         row = int(np.flatnonzero(~np.isfinite(table.vectors).all(axis=1))[0])
-        raise DataError(f"{path}: the vector of id {ids[row].as_py()!r} has a value that is not finite")
+        raise DataError(f"{path}: the vector of id {table.ids[row].as_py()!r} has a value that is not finite")

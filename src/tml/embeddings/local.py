@@ -1,22 +1,27 @@
 """Embedding tables in the memory of one process, with PyTorch alone.
 
-A table is a matrix (number of ids, dimension). A batch reads a few of its rows, so the gradient of a table is sparse:
-the positions of the rows that were read and one gradient row for each, (rows read, dimension) in all. A dense gradient
-would cost the whole table at every step. An optimizer for such a table must take sparse gradients and, to cost no more
-than the rows themselves, leave the others as they are: `sgd`, `adagrad` and `sparse_adam` of `torch.optim` do.
+A table is a matrix (number of ids, dimension). A batch reads a few of its rows, and the gradient of a table is sparse:
+the rows that were read and one gradient for each. A dense gradient would cost the whole table at every step. An
+optimizer for such a table must take sparse gradients and, to cost no more than the rows themselves, leave the others as
+they are.
 
 Vectors start from a normal distribution with standard deviation `scale` / sqrt(dimension), which makes the length of a
 vector `scale` on the mean, whatever the dimension.
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from tml.embeddings.engine import lookup
+
+DataType = Literal["fp32", "fp16", "bf16"]
 
 
 class LocalTables(nn.Module):
-    """Named embedding tables of one dimension, with sparse gradients.
+    """Named embedding tables of one dimension, with sparse gradients: a `TableEngine`.
 
     Args:
         sizes: the number of rows of each table, by name.
@@ -32,28 +37,61 @@ class LocalTables(nn.Module):
 
     def __init__(self, sizes: Mapping[str, int], dim: int, generator: torch.Generator, scale: float = 1.0) -> None:
         super().__init__()
-        self.dim = dim
-        self.tables = nn.ModuleDict()
-        for name, rows in sizes.items():
+        self.dim, self._sizes = dim, dict(sizes)
+        self._number = {name: number for number, name in enumerate(self._sizes)}
+        self.tables = nn.ModuleList()
+        for rows in sizes.values():
             vectors = torch.empty(rows, dim, device=generator.device)
             vectors.normal_(0.0, scale / dim**0.5, generator=generator)
-            self.tables[name] = nn.Embedding(rows, dim, sparse=True, _weight=vectors)
+            self.tables.append(nn.Embedding(rows, dim, sparse=True, _weight=vectors))
 
-    def forward(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        """Read rows of a table.
+    def forward(self, name: str, rows: Tensor) -> Tensor:
+        """Vectors of rows of any shape, int64, with a gradient: shape of `rows` with the dimension behind it."""
+        return lookup(self, name, rows)
 
-        Args:
-            name: the table.
-            rows: row numbers, any shape, int64.
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """The number of rows of each table."""
+        return self._sizes
 
-        Returns:
-            Their vectors, shape of `rows` with the dimension behind it, float32.
-        """
-        vectors: torch.Tensor = self.tables[name](rows)
-        return vectors
+    @property
+    def device(self) -> torch.device:
+        """Where the tables are."""
+        return next(self.parameters()).device
 
-    def vectors(self, name: str) -> torch.Tensor:
-        """All vectors of a table, (rows, dimension) float32, without a gradient."""
-        weight = self.tables[name].weight
-        assert isinstance(weight, torch.Tensor)
-        return weight.detach()
+    def read(self, name: str, rows: Tensor | slice) -> Tensor:
+        """Vectors of rows, (n,) int64 or a slice, as (n, dimension), without a gradient."""
+        table = self.vectors(name)
+        read = table[rows] if isinstance(rows, slice) else table.index_select(0, rows)
+        return read.to(torch.promote_types(read.dtype, torch.float32))
+
+    @torch.no_grad()
+    def write(self, name: str, rows: Tensor | slice, vectors: Tensor) -> None:
+        """Put vectors (n, dimension) in the place of those of rows, each one there once."""
+        table = self._table(name)
+        table[rows] = vectors.to(table)
+
+    def learns(self, name: str) -> bool:
+        """Whether a table takes gradients."""
+        return self._table(name).requires_grad
+
+    def add_gradients(self, name: str, rows: Tensor, gradients: Tensor) -> None:
+        """Keep the gradients of rows, each one there once, for the optimizer's next step."""
+        table = self._table(name)
+        gradient = torch.sparse_coo_tensor(
+            rows.unsqueeze(0), gradients, table.shape, is_coalesced=True, check_invariants=False
+        )
+        table.grad = gradient if table.grad is None else table.grad + gradient
+
+    def vectors(self, name: str) -> Tensor:
+        """All vectors of a table, (rows, dimension), without a gradient."""
+        return self._table(name).detach()
+
+    def path(self, name: str) -> str:
+        """The path of a table's module below this one."""
+        return f"tables.{self._number[name]}"
+
+    def _table(self, name: str) -> Tensor:
+        weight = self.tables[self._number[name]].weight
+        assert isinstance(weight, Tensor)
+        return weight

@@ -40,7 +40,7 @@ def test_the_export_has_every_node_and_relation(make_log, community_rows, config
 def test_exported_vectors_are_the_models_with_ids_of_their_type(make_log, two_relations, tmp_path):
     log = make_log([("u2", "a", 0), ("u10", "b", 0)], [("u2", "p", "favorited", 1)], [("p", "b")])
     graph = extract_graph(log, two_relations, None, tmp_path / "graph")
-    model = TwhinModel(graph.sizes, graph.relations, 3, torch.Generator().manual_seed(0))
+    model = TwhinModel(graph.sizes, graph.relations, two_relations, torch.Generator().manual_seed(0))
     export_embeddings(model, graph, tmp_path / "embeddings")
     users = read_embeddings(tmp_path / "embeddings" / "user.parquet")
     assert users.ids.to_pylist() == ["u10", "u2"]

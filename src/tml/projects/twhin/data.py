@@ -12,59 +12,26 @@ number, in the order of the ids. Equal logs make equal bytes.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from tml.core.errors import DataError
-from tml.core.files import read_json, whole_folder, write_json
+from tml.core.errors import ConfigError, DataError
+from tml.core.files import whole_file, whole_folder, write_json
 from tml.projects.twhin.config import RelationConfig, TwhinConfig
-
-Rows = npt.NDArray[np.int64]
+from tml.projects.twhin.edges import Rows as Rows
+from tml.projects.twhin.graph import Graph as Graph
+from tml.projects.twhin.graph import Relation as Relation
+from tml.projects.twhin.graph import read_graph as read_graph
+from tml.projects.twhin.known import KnownEdges
 
 TIMES = {"follows": "followed_at", "engagements": "engaged_at", "history": None}
-
-
-@dataclass(frozen=True)
-class Relation:
-    """A kind of edge, by name, with the types of its head and tail nodes."""
-
-    name: str
-    head: str
-    tail: str
-
-
-@dataclass(frozen=True)
-class Graph:
-    """Edges as row numbers, with what the numbers stand for.
-
-    `lhs`, `rel` and `rhs` are (edges,) int64: rows of the head's vocabulary, of `relations`, of the tail's vocabulary.
-    """
-
-    relations: tuple[Relation, ...]
-    vocabularies: dict[str, pa.Array]
-    lhs: Rows
-    rel: Rows
-    rhs: Rows
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """The number of nodes of each type."""
-        return {name: len(ids) for name, ids in self.vocabularies.items()}
-
-    def take(self, edges: Rows) -> "Graph":
-        """The graph with some of the edges, (n,) int64 positions, and all of the nodes."""
-        return Graph(self.relations, self.vocabularies, self.lhs[edges], self.rel[edges], self.rhs[edges])
-
-    def __len__(self) -> int:
-        return len(self.lhs)
 
 
 def extract_graph(
@@ -97,27 +64,59 @@ def extract_graph(
     return read_graph(out)
 
 
-def read_graph(path: Path) -> Graph:
-    """Read a graph's folder.
+def extract_new_edges(
+    connection: duckdb.DuckDBPyConnection, config: TwhinConfig, path: Path, since: datetime, until: datetime
+) -> int:
+    """Write edges that a log has from a time on, and not before, as the `test.parquet` of a graph's folder.
+
+    A relation of `history` goes on in `engagements` of the same type. Nodes that the graph lacks are left out.
+
+    Args:
+        connection: has the log's views; see `extract_graph`.
+        config: names the relations, as it did for the graph.
+        path: the graph's folder.
+        since: the first time that counts; without an offset it is UTC.
+        until: the first time that does not.
+
+    Returns:
+        How many edges there are.
 
     Raises:
-        DataError: it is not there or not whole, or an edge names a row that its vocabulary or the relations lack.
+        DataError: the log lacks what a relation needs, or no edge is new.
     """
-    if not (path / "relations.json").is_file():
+    graph = read_graph(path)
+    parts = []
+    with _temporary(connection, config):
+        for number, relation in enumerate(config.relations):
+            later = relation
+            if relation.source == "history":
+                later = relation.model_copy(update={"source": "engagements"})
+            _make_edges(connection, later, number, since, until)
+            found = connection.sql(f"SELECT head, tail FROM twhin_edges_{number} ORDER BY ALL").to_arrow_table()
+            ends = [
+                pc.index_in(found[side].cast(ids.type), ids).fill_null(-1).to_numpy()
+                for side, ids in (
+                    ("head", graph.vocabularies[relation.head]),
+                    ("tail", graph.vocabularies[relation.tail]),
+                )
+            ]
+            lhs, rhs = (end[(ends[0] >= 0) & (ends[1] >= 0)].astype(np.int64) for end in ends)
+            new = ~KnownEdges([graph]).of(number, "tail").contains(lhs, rhs)
+            parts.append(pa.table({"lhs": lhs[new], "rel": np.full(new.sum(), number), "rhs": rhs[new]}))
+    edges = pa.concat_tables(parts)
+    if not len(edges):
         raise DataError(
-            f"{path}: no such graph, allowed is a folder with relations.json, edges.parquet and vocabulary/"
+            f"twhin.relations: found no edge that is new from {since} until {until}, allowed is one or more"
         )
-    relations = tuple(Relation(**entry) for entry in read_json(path / "relations.json"))
-    nodes = dict.fromkeys(node for r in relations for node in (r.head, r.tail))
-    vocabularies = {n: pq.read_table(path / "vocabulary" / f"{n}.parquet")["id"].combine_chunks() for n in nodes}
-    table = pq.read_table(path / "edges.parquet", columns=["lhs", "rel", "rhs"])
-    lhs, rel, rhs = (np.asarray(column, np.int64) for column in table.columns)
-    graph = Graph(relations, vocabularies, lhs, rel, rhs)
-    _check_range(path, "rel", rel, len(relations))
-    for number, relation in enumerate(relations):
-        _check_range(path, "lhs", lhs[rel == number], graph.sizes[relation.head])
-        _check_range(path, "rhs", rhs[rel == number], graph.sizes[relation.tail])
-    return graph
+    with whole_file(path / "test.parquet") as partial:
+        pq.write_table(edges, partial)
+    return len(edges)
+
+
+def _rows(ids: pa.ChunkedArray, graph: Graph, node: str) -> Rows:
+    """The rows of ids, -1 where the graph lacks one."""
+    vocabulary = graph.vocabularies[node]
+    return np.asarray(pc.index_in(ids.cast(vocabulary.type), vocabulary).fill_null(-1), np.int64)
 
 
 def hold_out(graph: Graph, fraction: float, rng: np.random.Generator) -> tuple[Graph, Graph]:
@@ -137,10 +136,14 @@ def hold_out(graph: Graph, fraction: float, rng: np.random.Generator) -> tuple[G
     return graph.take(np.sort(kept)), graph.take(np.sort(order[chosen]))
 
 
-def _check_range(path: Path, column: str, rows: Rows, size: int) -> None:
-    outside = rows[(rows < 0) | (rows >= size)]
-    if len(outside):
-        raise DataError(f"{path / 'edges.parquet'}: found {column} {outside[0]}, allowed are 0 to {size - 1}")
+def hold_out_on_disk(path: Path, fraction: float, rng: np.random.Generator) -> None:
+    """Move about `fraction` of the edges of a graph's folder from `edges.parquet` to `validation.parquet`."""
+    if fraction == 0:
+        return
+    kept, held_out = hold_out(read_graph(path), fraction, rng)
+    for name, part in (("validation", held_out), ("edges", kept)):
+        with whole_file(path / f"{name}.parquet") as partial:
+            pq.write_table(pa.table({"lhs": part.lhs, "rel": part.rel, "rhs": part.rhs}), partial)
 
 
 @contextmanager
@@ -171,8 +174,23 @@ def _columns(connection: duckdb.DuckDBPyConnection, relation: RelationConfig, vi
 def _extract_relation(
     connection: duckdb.DuckDBPyConnection, relation: RelationConfig, number: int, until: datetime | None
 ) -> None:
-    """Make the temporary table twhin_edges_NUMBER(head, tail) of ids."""
-    view, time = relation.source, TIMES[relation.source]
+    """Make the temporary table twhin_edges_NUMBER(head, tail) of ids; one without an edge is refused."""
+    _make_edges(connection, relation, number, None, until)
+    if _one(connection, f"SELECT count(*) FROM twhin_edges_{number}") == 0:
+        raise DataError(_why_empty(connection, relation, until))
+
+
+def _make_edges(
+    connection: duckdb.DuckDBPyConnection,
+    relation: RelationConfig,
+    number: int,
+    since: datetime | None,
+    until: datetime | None,
+) -> None:
+    view = relation.source
+    if view is None:
+        raise ConfigError(f"twhin.relations: {relation.name} has no source, allowed of a log are {', '.join(TIMES)}")
+    time = TIMES[view]
     follows = view == "follows"
     needed = ["user_id", "followed_id"] if follows else ["user_id", "post_id", "type"]
     _columns(connection, relation, view, needed + ([time] if time else []))
@@ -185,8 +203,11 @@ def _extract_relation(
     if not follows:
         conditions.append(f"{view}.type = $type")
         values["type"] = relation.type
+    # Microseconds since the epoch: a comparison of times would depend on the session's time zone.
+    if time is not None and since is not None:
+        conditions.append(f"epoch_us({view}.{time}) >= $since")
+        values["since"] = _microseconds(since)
     if time is not None and until is not None:
-        # Microseconds since the epoch: a comparison of times would depend on the session's time zone.
         conditions.append(f"epoch_us({view}.{time}) < $until")
         values["until"] = _microseconds(until)
     connection.execute(
@@ -194,12 +215,11 @@ def _extract_relation(
         SELECT DISTINCT {view}.user_id AS head, {tail} AS tail FROM {view} {join} WHERE {" AND ".join(conditions)}""",
         values,
     )
-    if _one(connection, f"SELECT count(*) FROM twhin_edges_{number}") == 0:
-        raise DataError(_why_empty(connection, relation, until))
 
 
 def _why_empty(connection: duckdb.DuckDBPyConnection, relation: RelationConfig, until: datetime | None) -> str:
     view = relation.source
+    assert view is not None
     if view != "follows":
         rows = connection.execute(f"SELECT DISTINCT type FROM {view} WHERE type IS NOT NULL ORDER BY type").fetchall()
         types = [str(row[0]) for row in rows]

@@ -1,10 +1,12 @@
 """The TwHIN model and its loss (El-Kishky et al. 2022, arXiv 2202.05387).
 
-A vector for each node, a translation r for each relation; an edge of head s and tail t has the score
+A vector for each node and an operator for each relation (`operators.py`). An edge of head s, relation r and tail t is
+scored by comparing (`scores.py`) a query with a candidate, the vectors of its two ends, one or both of them changed by
+the operator; as TwHIN has it, by translation and dot product,
 
     f(s, r, t) = (s + r) · t
 
-and an observed edge should score high, a corrupted one low. With label 1 for observed and 0 for corrupted edges, the
+An observed edge should score high, a corrupted one low. With label 1 for observed and 0 for corrupted edges, the
 loss of an edge is the logistic one (binary cross-entropy with logits), the negatives of both sides counting by their
 mean:
 
@@ -16,81 +18,138 @@ move it as positives do.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tml.embeddings.local import LocalTables
-from tml.projects.twhin.data import Relation
-from tml.projects.twhin.negatives import Batch
+from tml.projects.twhin.config import TwhinConfig
+from tml.projects.twhin.gradients import LossOfBatch, Rows
+from tml.projects.twhin.graph import Relation
+from tml.projects.twhin.negatives import ROLES, Batch
+from tml.projects.twhin.operators import Operators, Side
+from tml.projects.twhin.scores import pairwise, rowwise
 
 
 class TwhinModel(nn.Module):
-    """Embedding tables for the node types and a translation for each relation.
+    """Embedding tables for the node types and an operator for each relation.
 
     Args:
         sizes: the number of nodes of each type.
         relations: the relations, in the order of their numbers.
-        dim: the dimension of vectors and translations.
-        generator: makes the first vectors; translations start at 0.
-        negative_weight: w, what the negatives weigh against the edge itself.
-        initial_scale: the mean length of a vector at the start.
+        config: dimension, operators, score and loss.
+        generator: makes the first vectors.
 
-    `forward` takes a batch of `negatives.arrange`, whose edges join the same two node types, and returns the loss with
-    `positive`, the scores of its edges, (chunks, chunk_size) float32.
+    `forward` takes a batch of `negatives.arrange`, whose edges join the same two node types and share an operator, and
+    returns the loss with `positive`, the scores of its edges, (chunks, chunk_size) float32.
+
+    Whoever uses the model asks "which tail (or head)?": `compare(queries(...), candidates(...))` are the scores of all
+    candidates for each query.
     """
 
     def __init__(
-        self,
-        sizes: Mapping[str, int],
-        relations: Sequence[Relation],
-        dim: int,
-        generator: torch.Generator,
-        negative_weight: float = 1.0,
-        initial_scale: float = 1.0,
+        self, sizes: Mapping[str, int], relations: Sequence[Relation], config: TwhinConfig, generator: torch.Generator
     ) -> None:
         super().__init__()
-        self.relations = tuple(relations)
-        self.negative_weight = negative_weight
-        self.embeddings = LocalTables(sizes, dim, generator, initial_scale)
-        self.translations = nn.Parameter(torch.zeros(len(self.relations), dim, device=generator.device))
+        self.relations, self.config = tuple(relations), config
+        self.embeddings = LocalTables(sizes, config.embedding_dim, generator, config.embeddings.initial_scale)
+        operators = [config.operator_of(relation.name) for relation in relations]
+        self.operators = Operators(operators, config.embedding_dim, config.reciprocal, generator.device)
 
-    def score(self, relation: torch.Tensor, head: torch.Tensor, tail: torch.Tensor) -> torch.Tensor:
-        """Scores of edges between the same two node types: rows of any shape, all alike, give logits of that shape."""
-        between = self.relations[int(relation.reshape(-1)[0])]
-        translated = self.embeddings(between.head, head) + self.translations[relation]
-        scores: torch.Tensor = (translated * self.embeddings(between.tail, tail)).sum(-1)
-        return scores
+    @property
+    def device(self) -> torch.device:
+        """Where the vectors are."""
+        return self.embeddings.device
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The loss of a batch, and the scores of its edges."""
-        between = self.relations[int(batch["relation"][0])]
-        translation = self.translations[batch["relation"]].unsqueeze(1)
-        head, head_negatives = self._read(between.head, batch["head"], batch["head_negatives"])
-        tail, tail_negatives = self._read(between.tail, batch["tail"], batch["tail_negatives"])
+    def queries(self, relation: int, side: Side, rows: Tensor | slice) -> Tensor:
+        """What is compared with candidates of a side, made of the nodes at the other end.
 
-        translated = head + translation
-        positive = (translated * tail).sum(-1)
-        against_tails = translated @ tail_negatives.transpose(1, 2)
-        against_heads = tail @ (head_negatives + translation).transpose(1, 2)
-        own_tail = batch["tail"].unsqueeze(2) == batch["tail_negatives"].unsqueeze(1)
-        own_head = batch["head"].unsqueeze(2) == batch["head_negatives"].unsqueeze(1)
-        total = _negative_loss(against_tails, own_tail) + _negative_loss(against_heads, own_head)
-        count = own_tail.logical_not().sum(-1) + own_head.logical_not().sum(-1)
+        Args:
+            relation: the relation's number.
+            side: the side that is to be found; for `tail` the rows are of heads.
+            rows: (n,) int64, or a slice, of the vocabulary of the other end.
 
-        of_edge = F.softplus(-positive) + self.negative_weight * total / count.clamp(min=1)
-        loss = (batch["weight"] * of_edge).sum() / batch["weight"].sum()
-        return loss, {"positive": positive.detach()}
+        Returns:
+            (n, dimension), without a gradient for the tables.
+        """
+        return self._read(relation, "head" if side == "tail" else "tail", side, rows)
 
-    def _read(self, node: str, rows: torch.Tensor, negatives: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Vectors of edges and negatives by one look-up, so that a table has one sparse gradient a side."""
-        vectors = self.embeddings(node, torch.cat([rows, negatives], dim=1))
-        edges, corrupted = vectors.split([rows.shape[1], negatives.shape[1]], dim=1)
-        return edges, corrupted
+    def candidates(self, relation: int, side: Side, rows: Tensor | slice | None = None) -> Tensor:
+        """The nodes of a side as they are compared with queries, (m, dimension); None reads all nodes of the type."""
+        return self._read(relation, side, side, slice(None) if rows is None else rows)
+
+    def compare(self, queries: Tensor, candidates: Tensor) -> Tensor:
+        """Scores of queries (n, dimension) with candidates (m, dimension), (n, m); higher is better."""
+        return pairwise(self.config.score, queries, candidates)
+
+    def score(self, relation: int, head: Tensor, tail: Tensor, side: Side | None = None) -> Tensor:
+        """Scores of edges of one relation.
+
+        Args:
+            relation: the relation's number.
+            head: rows of heads, (n,) int64.
+            tail: rows of tails, (n,) int64.
+            side: which side was asked for; with reciprocal relations the two differ, and None is their mean.
+        """
+        if side is None and self.config.reciprocal:
+            return (self.score(relation, head, tail, "tail") + self.score(relation, head, tail, "head")) / 2
+        found: Side = side or "tail"
+        ends = self._read(relation, "head", found, head), self._read(relation, "tail", found, tail)
+        return rowwise(self.config.score, *ends)
+
+    def _read(self, relation: int, end: Side, found: Side, rows: Tensor | slice) -> Tensor:
+        between = self.relations[relation]
+        vectors = self.embeddings.read(between.head if end == "head" else between.tail, rows)
+        transformed: Tensor = self.operators(vectors, relation, end, found)
+        return transformed
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, and the scores of its edges; backward hands the gradients of rows to the engine."""
+        between = self.relations[int(batch["relation"][0, 0])]
+        rows, gradients = self._rows(batch, {"head": between.head, "tail": between.tail})
+        with torch.no_grad():
+            step = LossOfBatch(self.config, self.operators, batch, rows)
+
+        def deliver(scale: float) -> None:
+            for node, gradient in gradients.items():
+                if self.embeddings.learns(node):
+                    summed = sum_of_rows(gradient, batch["reads"][node])
+                    self.embeddings.add_gradients(node, batch["reads"][node]["unique"], summed.mul_(scale))
+
+        loss: Tensor = _WithGradients.apply(self.operators.weights, step.loss, step.of_weights, deliver)  # type: ignore[no-untyped-call]
+        return loss, {"positive": step.positive}
+
+    def _rows(self, batch: Batch, nodes: Mapping[str, str]) -> tuple[Rows, dict[str, Tensor]]:
+        """The vectors of a batch by role, and by node type the room for their gradients, (rows read, dimension)."""
+        vectors, gradients, whole = {}, {}, {}
+        for node, read in batch["reads"].items():
+            values = self.embeddings.read(node, read["rows"])
+            whole[node] = torch.empty_like(values)
+            roles = [role for role in ROLES if nodes[role.removesuffix("_negatives")] == node]
+            sizes = [batch[role].numel() for role in roles]
+            parts = torch.split(values, sizes), torch.split(whole[node], sizes)
+            for role, of, gradient in zip(roles, *parts, strict=True):
+                shape = (*batch[role].shape, self.config.embedding_dim)
+                vectors[role], gradients[role] = of.view(shape), gradient.view(shape)
+        return Rows(vectors, gradients), whole
 
 
-def _negative_loss(scores: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """Sum over negatives of softplus(score), (chunks, edges, negatives) to (chunks, edges); own ones count nothing."""
-    # softplus(x) = -logsigmoid(-x), the form with the faster kernel; at -1e4 value and gradient are exactly 0.
-    return -F.logsigmoid(-scores.masked_fill(own, -1e4)).sum(-1)
+def sum_of_rows(gradients: Tensor, read: Mapping[str, Tensor]) -> Tensor:
+    """Gradients of rows that were read, (n, dimension), summed by row: (unique rows, dimension)."""
+    return F.embedding_bag(read["order"], gradients, read["starts"], mode="sum")
+
+
+class _WithGradients(torch.autograd.Function):
+    """A loss whose gradients are there already: backward gives out the weights' and delivers those of the rows."""
+
+    @staticmethod
+    def forward(context: Any, _weights: Tensor, loss: Tensor, gradient: Tensor, deliver: Any) -> Tensor:
+        context.gradient, context.deliver = gradient, deliver
+        return loss.clone()
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Any:
+        context.deliver(gradients[0].item())
+        return context.gradient * gradients[0], None, None, None

@@ -21,15 +21,14 @@ from torch import nn
 
 from tml.core.distributed import pick_device
 from tml.core.training import TrainResult, TrainState, resume, train
-from tml.optimizers.builders import build
-from tml.optimizers.grouped import GroupedOptimizer
-from tml.optimizers.scheduler import RateScheduler
 from tml.projects.twhin.batches import EdgeBatches
 from tml.projects.twhin.config import TwhinConfig
-from tml.projects.twhin.data import Graph, extract_graph, hold_out
+from tml.projects.twhin.data import extract_graph, hold_out, hold_out_on_disk
 from tml.projects.twhin.evaluate import evaluate_edges
 from tml.projects.twhin.export import export_embeddings
+from tml.projects.twhin.graph import Graph, GraphFolder, read_graph
 from tml.projects.twhin.model import TwhinModel
+from tml.projects.twhin.optimizer import build_optimizer
 
 
 def train_twhin(
@@ -53,8 +52,29 @@ def train_twhin(
     Raises:
         DataError: the log lacks what a relation needs, or a relation has no edge.
     """
-    graph = extract_graph(connection, config, until, out / "graph")
-    kept, held_out = hold_out(graph, config.validation_fraction, np.random.default_rng([seed, 1]))
+    extract_graph(connection, config, until, out / "graph")
+    hold_out_on_disk(out / "graph", config.validation_fraction, np.random.default_rng([seed, 1]))
+    return train_on_graph(out / "graph", config, out, seed, fingerprint)
+
+
+def train_on_graph(path: Path, config: TwhinConfig, out: Path, seed: int, fingerprint: str = "") -> TrainResult:
+    """Learn vectors from the edges of a graph's folder, or go on with a training that was interrupted.
+
+    Args:
+        path: the folder. Where it has validation edges, those are measured on; else some are held out.
+        config: what to train; the graph brings its relations with it.
+        out: takes `embeddings/` and the training's checkpoints and metrics, and `graph`, a link to the folder.
+        seed: of the split, the first vectors, the order and the negatives.
+        fingerprint: of everything the training depends on; checkpoints of another are not resumed.
+
+    Raises:
+        DataError: the folder is no graph, or a relation has no edge.
+    """
+    graph = read_graph(path)
+    if GraphFolder(path).has("validation"):
+        kept, held_out = graph, read_graph(path, "validation").edges_alone()
+    else:
+        kept, held_out = hold_out(graph, config.validation_fraction, np.random.default_rng([seed, 1]))
     batches = EdgeBatches(kept, config, seed)
     model = _model(config, graph, seed).to(_device())
     optimizer, scheduler = build_optimizer(model, config)
@@ -65,29 +85,15 @@ def train_twhin(
     training = config.training.model_copy(update={"num_steps": steps})
     evaluate = _evaluator(kept, held_out, seed) if len(held_out) else None
     result = train(state, training, out, evaluate, label="train TwHIN", fingerprint=fingerprint)
-    print(_summary(graph, held_out, result.metrics), file=sys.stderr)
+    print(_summary(kept, held_out, result.metrics), file=sys.stderr)
     export_embeddings(model, graph, out / "embeddings")
+    if not (out / "graph").exists():
+        (out / "graph").symlink_to(path.resolve(), target_is_directory=True)
     return result
 
 
-def build_optimizer(model: TwhinModel, config: TwhinConfig) -> tuple[GroupedOptimizer, RateScheduler]:
-    """One optimizer for the tables, each at its configured algorithm and rate, and the translations."""
-    own = {table.name: table.optimizer for table in config.embeddings.tables}
-    configs = {str(node): own.get(node, config.embeddings.optimizer) for node in config.node_types}
-    modules = {f"embeddings.tables.{node}": str(node) for node in config.node_types}
-    return build(
-        model,
-        {**configs, "translations": config.translation_optimizer},
-        {**modules, "translations": "translations"},
-    )
-
-
 def _model(config: TwhinConfig, graph: Graph, seed: int) -> TwhinModel:
-    generator = torch.Generator().manual_seed(seed)
-    scale = config.embeddings.initial_scale
-    return TwhinModel(
-        graph.sizes, graph.relations, config.embedding_dim, generator, config.negative_weight, initial_scale=scale
-    )
+    return TwhinModel(graph.sizes, graph.relations, config, torch.Generator().manual_seed(seed))
 
 
 def _device() -> torch.device:

@@ -1,0 +1,78 @@
+"""What an engine of embedding tables does, whatever keeps its rows: one process, partitions on disk, several machines.
+
+An engine hands out copies of rows and takes gradients for them; it never sees a model or a loss. `lookup` makes a read
+part of autograd's graph: in backward the gradients of all reads of a row are summed, and the engine gets them.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class TableEngine(Protocol):
+    """Named tables of vectors of one dimension.
+
+    Attributes:
+        dim: the dimension of a vector.
+    """
+
+    dim: int
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """The number of rows of each table."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where vectors are read to."""
+
+    def read(self, name: str, rows: Tensor | slice) -> Tensor:
+        """Vectors of rows, (n,) int64 or a slice, as (n, dimension) of at least float32; rows may come twice."""
+
+    def write(self, name: str, rows: Tensor | slice, vectors: Tensor) -> None:
+        """Put vectors (n, dimension) in the place of those of rows, each one there once."""
+
+    def learns(self, name: str) -> bool:
+        """Whether a table takes gradients; a frozen one does not."""
+
+    def add_gradients(self, name: str, rows: Tensor, gradients: Tensor) -> None:
+        """Take the gradients (n, dimension) of rows, (n,) int64 and each one there once, for the optimizer's next step.
+
+        What several calls before one step give a row is added up.
+        """
+
+
+def lookup(engine: TableEngine, name: str, rows: Tensor) -> Tensor:
+    """Read rows with a gradient.
+
+    Args:
+        engine: has the table.
+        name: the table.
+        rows: row numbers, any shape, int64.
+
+    Returns:
+        Their vectors, shape of `rows` with the dimension behind it.
+    """
+    if not engine.learns(name) or not torch.is_grad_enabled():
+        return engine.read(name, rows.reshape(-1)).view(*rows.shape, engine.dim)
+    # Autograd only follows what comes from a tensor with a gradient; this one has no elements.
+    anchor = torch.empty(0, device=engine.device, requires_grad=True)
+    vectors: Tensor = _Lookup.apply(anchor, engine, name, rows)  # type: ignore[no-untyped-call]
+    return vectors
+
+
+class _Lookup(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, _anchor: Tensor, engine: TableEngine, name: str, rows: Tensor) -> Tensor:
+        context.engine, context.name, context.rows = engine, name, rows
+        return engine.read(name, rows.reshape(-1)).view(*rows.shape, engine.dim)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Any:
+        rows, place = torch.unique(context.rows.reshape(-1), return_inverse=True)
+        gradient = gradients[0].reshape(len(place), -1)
+        summed = gradient.new_zeros(len(rows), gradient.shape[1]).index_add_(0, place, gradient)
+        context.engine.add_gradients(context.name, rows, summed)
+        return None, None, None, None

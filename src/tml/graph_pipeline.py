@@ -1,0 +1,67 @@
+"""TwHIN by itself: a graph of a job's log, and training on a graph, with no ranker behind it."""
+
+import sys
+from datetime import datetime
+from pathlib import Path
+
+from tml import __version__
+from tml.core.config import fingerprint, to_yaml
+from tml.core.errors import ConfigError
+from tml.core.files import write_text
+from tml.data.log import open_log
+from tml.features.build import train_start
+from tml.pipeline import RunConfig, alone
+from tml.projects.twhin.config import TwhinConfig
+from tml.projects.twhin.data import extract_graph, extract_new_edges
+from tml.projects.twhin.graph import GraphFolder, graph_digest
+from tml.projects.twhin.train import train_on_graph
+
+
+def train_graph(config: RunConfig, graph: Path, folder: Path) -> None:
+    """Train TwHIN on a prepared graph, with the job's `twhin` and `seed` and nothing else of it.
+
+    Raises:
+        ConfigError: the job goes without TwHIN.
+        DataError: the folder is no graph.
+    """
+    twhin = _twhin_of(config)
+    digest = graph_digest(GraphFolder(graph).path)
+    with alone(folder):
+        write_text(folder / "config.yaml", to_yaml(config))
+        mark = fingerprint(__version__, "twhin on a graph", digest, twhin, config.seed)
+        train_on_graph(graph, twhin, folder, config.seed, mark)
+
+
+def prepare_log(config: RunConfig, out: Path, until: datetime | None, test_until: datetime | None) -> dict[str, int]:
+    """Make TwHIN's graph of a job's log.
+
+    Args:
+        config: names the log and the relations.
+        out: the folder to write.
+        until: an edge is older than this; None is the start of the ranker's training.
+        test_until: edges that are new from then on until this are the test's; None writes no test.
+
+    Returns:
+        The number of edges of each split.
+
+    Raises:
+        ConfigError: the job goes without TwHIN, or reads no log.
+        DataError: the log lacks what a relation needs, or no edge is new.
+    """
+    twhin = _twhin_of(config)
+    if config.log is None:
+        raise ConfigError("log: found no log to make a graph of, allowed is a job that reads one")
+    with open_log(config.log) as log:
+        if log.skipped:
+            print(log.skipped_line(), file=sys.stderr)
+        since = until or train_start(log, config.split)
+        edges = {"train": len(extract_graph(log.connection, twhin, since, out))}
+        if test_until is not None:
+            edges["test"] = extract_new_edges(log.connection, twhin, out, since, test_until)
+    return edges
+
+
+def _twhin_of(config: RunConfig) -> TwhinConfig:
+    if config.twhin is None:
+        raise ConfigError("twhin: found null, allowed here is a config of TwHIN")
+    return config.twhin
