@@ -62,7 +62,8 @@ class LocalTables(nn.Module):
     def read(self, name: str, rows: Tensor | slice) -> Tensor:
         """Vectors of rows, (n,) int64 or a slice, as (n, dimension), without a gradient."""
         table = self.vectors(name)
-        return table[rows] if isinstance(rows, slice) else table.index_select(0, rows)
+        read = table[rows] if isinstance(rows, slice) else table.index_select(0, rows)
+        return read.to(torch.promote_types(read.dtype, torch.float32))
 
     @torch.no_grad()
     def write(self, name: str, rows: Tensor | slice, vectors: Tensor) -> None:

@@ -24,6 +24,7 @@ from tml.optimizers.config import (
 from tml.optimizers.grouped import GroupedOptimizer
 from tml.optimizers.groups import assign_groups, find_tables, listed, trainable_parameters, walk
 from tml.optimizers.in_backward import InBackward, is_in_backward, require_declared
+from tml.optimizers.row_updates import RowOptimizer
 from tml.optimizers.rowwise_adagrad import RowwiseAdagrad
 from tml.optimizers.scheduler import RateScheduler
 from tml.optimizers.weight_decay import without_decay
@@ -189,10 +190,10 @@ def _is_fused(algorithm: Algorithm, parameter: nn.Parameter) -> bool:
 
 def _make(kernel: _Kernel, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     algorithm = kernel.algorithm
+    if kernel.sparse and not isinstance(algorithm, RowwiseAdagradConfig):
+        return RowOptimizer(groups, algorithm)
     if isinstance(algorithm, AdamConfig | AdamWConfig):
         betas, epsilon = (algorithm.beta_1, algorithm.beta_2), algorithm.epsilon
-        if kernel.sparse:
-            return torch.optim.SparseAdam(groups, betas=betas, eps=epsilon)
         kind = torch.optim.AdamW if isinstance(algorithm, AdamWConfig) else torch.optim.Adam
         return kind(groups, betas=betas, eps=epsilon, fused=kernel.fused)
     if isinstance(algorithm, AdagradConfig):

@@ -22,6 +22,7 @@ from tml.core.sharding import full_state
 from tml.optimizers.averaging import WeightAverage
 from tml.optimizers.groups import listed
 from tml.optimizers.in_backward import InBackward
+from tml.optimizers.row_updates import RowOptimizer
 from tml.optimizers.rowwise_adagrad import RowwiseAdagrad
 from tml.optimizers.table import groups_table
 
@@ -208,7 +209,8 @@ _STATES = {
 
 
 def _require_state_of(part: torch.optim.Optimizer, name: str, saved: Mapping[str, Any]) -> None:
-    needed = _STATES.get(type(part), {"step", "exp_avg", "exp_avg_sq"})
+    by_row = part.state_names if isinstance(part, RowOptimizer) else {"step", "exp_avg", "exp_avg_sq"}
+    needed = _STATES.get(type(part), by_row)
     # Torch makes Adagrad's state at once, that of the others at a parameter's first update.
     if saved.keys() == needed or (not saved and not isinstance(part, torch.optim.Adagrad)):
         return

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tml.optimizers.config import RowwiseAdagradConfig
+from tml.optimizers.row_updates import update_rows
+
 
 class RowwiseAdagrad(torch.optim.Optimizer):
     """Row-wise Adagrad for parameters of two or more dimensions; gradients are dense or sparse by row.
@@ -50,10 +53,8 @@ class RowwiseAdagrad(torch.optim.Optimizer):
             if group["weight_decay"]:
                 raise ValueError("row-wise Adagrad with sparse gradients has no weight decay")
             gradient = gradient.coalesce()
-            rows = gradient.indices()[0]
-            sums.index_add_(0, rows, _mean_of_squares(gradient.values()))
-            scale = (-rate / (sums[rows].sqrt() + epsilon)).to(table.dtype)
-            table.index_add_(0, rows, gradient.values() * _by_row(scale, table))
+            rows, values = gradient.indices()[0], gradient.values()
+            update_rows(RowwiseAdagradConfig(epsilon=epsilon), table, state, rows, values, rate)
             return
         if group["weight_decay"]:
             gradient = gradient.add(table, alpha=group["weight_decay"])

@@ -18,6 +18,7 @@ move it as positives do.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,9 @@ from torch.nn import functional as F
 
 from tml.embeddings.local import LocalTables
 from tml.projects.twhin.config import TwhinConfig
-from tml.projects.twhin.data import Relation
-from tml.projects.twhin.negatives import Batch
+from tml.projects.twhin.gradients import LossOfBatch, Rows
+from tml.projects.twhin.graph import Relation
+from tml.projects.twhin.negatives import ROLES, Batch
 from tml.projects.twhin.operators import Operators, Side
 from tml.projects.twhin.scores import pairwise, rowwise
 
@@ -104,37 +106,50 @@ class TwhinModel(nn.Module):
         return transformed
 
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, and the scores of its edges."""
-        between, relation, score = (
-            self.relations[int(batch["relation"][0])],
-            batch["relation"][:, None],
-            self.config.score,
-        )
-        heads, other_heads = self._lookup(between.head, batch["head"], batch["head_negatives"])
-        tails, other_tails = self._lookup(between.tail, batch["tail"], batch["tail_negatives"])
-        found: Side
-        total, count, positive = torch.zeros(()), torch.zeros(()), torch.zeros(())
-        for found, asked, own, others in (("tail", heads, tails, other_tails), ("head", tails, heads, other_heads)):
-            other_end: Side = "head" if found == "tail" else "tail"
-            queries = self.operators(asked, relation, other_end, found)
-            positive = positive + rowwise(score, queries, self.operators(own, relation, found, found)) / 2
-            scores = pairwise(score, queries, self.operators(others, relation, found, found))
-            excluded = batch[found].unsqueeze(2) == batch[f"{found}_negatives"].unsqueeze(1)
-            total = total + _negative_loss(scores, excluded)
-            count = count + excluded.logical_not().sum(-1)
+        """The loss of a batch, and the scores of its edges; backward hands the gradients of rows to the engine."""
+        between = self.relations[int(batch["relation"][0, 0])]
+        rows, gradients = self._rows(batch, {"head": between.head, "tail": between.tail})
+        with torch.no_grad():
+            step = LossOfBatch(self.config, self.operators, batch, rows)
 
-        of_edge = F.softplus(-positive) + self.config.negative_weight * total / count.clamp(min=1)
-        loss = (batch["weight"] * of_edge).sum() / batch["weight"].sum()
-        return loss, {"positive": positive.detach()}
+        def deliver(scale: float) -> None:
+            for node, gradient in gradients.items():
+                if self.embeddings.learns(node):
+                    summed = sum_of_rows(gradient, batch["reads"][node])
+                    self.embeddings.add_gradients(node, batch["reads"][node]["unique"], summed.mul_(scale))
 
-    def _lookup(self, node: str, rows: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors of edges and negatives by one look-up."""
-        vectors = self.embeddings(node, torch.cat([rows, negatives], dim=1))
-        edges, corrupted = vectors.split([rows.shape[1], negatives.shape[1]], dim=1)
-        return edges, corrupted
+        loss: Tensor = _WithGradients.apply(self.operators.weights, step.loss, step.of_weights, deliver)  # type: ignore[no-untyped-call]
+        return loss, {"positive": step.positive}
+
+    def _rows(self, batch: Batch, nodes: Mapping[str, str]) -> tuple[Rows, dict[str, Tensor]]:
+        """The vectors of a batch by role, and by node type the room for their gradients, (rows read, dimension)."""
+        vectors, gradients, whole = {}, {}, {}
+        for node, read in batch["reads"].items():
+            values = self.embeddings.read(node, read["rows"])
+            whole[node] = torch.empty_like(values)
+            roles = [role for role in ROLES if nodes[role.removesuffix("_negatives")] == node]
+            sizes = [batch[role].numel() for role in roles]
+            parts = torch.split(values, sizes), torch.split(whole[node], sizes)
+            for role, of, gradient in zip(roles, *parts, strict=True):
+                shape = (*batch[role].shape, self.config.embedding_dim)
+                vectors[role], gradients[role] = of.view(shape), gradient.view(shape)
+        return Rows(vectors, gradients), whole
 
 
-def _negative_loss(scores: Tensor, own: Tensor) -> Tensor:
-    """Sum over negatives of softplus(score), (chunks, edges, negatives) to (chunks, edges); own ones count nothing."""
-    # softplus(x) = -logsigmoid(-x), the form with the faster kernel; at -1e4 value and gradient are exactly 0.
-    return -F.logsigmoid(-scores.masked_fill(own, -1e4)).sum(-1)
+def sum_of_rows(gradients: Tensor, read: Mapping[str, Tensor]) -> Tensor:
+    """Gradients of rows that were read, (n, dimension), summed by row: (unique rows, dimension)."""
+    return F.embedding_bag(read["order"], gradients, read["starts"], mode="sum")
+
+
+class _WithGradients(torch.autograd.Function):
+    """A loss whose gradients are there already: backward gives out the weights' and delivers those of the rows."""
+
+    @staticmethod
+    def forward(context: Any, _weights: Tensor, loss: Tensor, gradient: Tensor, deliver: Any) -> Tensor:
+        context.gradient, context.deliver = gradient, deliver
+        return loss.clone()
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> Any:
+        context.deliver(gradients[0].item())
+        return context.gradient * gradients[0], None, None, None

@@ -59,6 +59,27 @@ def transform(operator: Operator, vectors: Tensor, weights: Tensor) -> Tensor:
     return vectors
 
 
+def transform_gradient(operator: Operator, gradient: Tensor, vectors: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of `transform`: of the vectors, maybe in the place of `gradient`, and of the weights.
+
+    The gradient of the weights has the shape of `vectors`, or of the weights where they have one vector a chunk.
+    """
+    if operator == "translation":
+        of_weights = gradient
+    elif operator == "diagonal":
+        of_weights = gradient * vectors
+        gradient = gradient.mul_(weights)
+    else:
+        of_weights = transform("complex_diagonal", gradient, _conjugate(vectors))
+        gradient = transform("complex_diagonal", gradient, _conjugate(weights))
+    return gradient, of_weights.sum(1, keepdim=True) if weights.shape[1] == 1 else of_weights
+
+
+def _conjugate(vectors: Tensor) -> Tensor:
+    real, imaginary = vectors.chunk(2, dim=-1)
+    return torch.cat([real, -imaginary], dim=-1)
+
+
 class Operators(nn.Module):
     """The operators of all relations, and their vectors in one parameter.
 
@@ -113,9 +134,14 @@ class Operators(nn.Module):
 
     def of(self, relation: int | Tensor, end: Side, found: Side) -> Tensor | None:
         """The relation's vectors, (..., dimension), that work on an end of edges; None where none does."""
+        place = self.place(relation, end, found)
+        return None if place is None else self.weights[(*place, relation)]
+
+    def place(self, relation: int | Tensor, end: Side, found: Side) -> tuple[int, int] | None:
+        """Where in `weights` the vectors are that work on an end of edges; None where none does."""
         backwards = self.reciprocal and found == "head"
         source = (end == "head") != backwards
         operator = self.operators[relation if isinstance(relation, int) else int(relation.reshape(-1)[0])]
         if not operator.works_on("head" if source else "tail"):
             return None
-        return self.weights[int(backwards), 0 if source else 1, relation]
+        return int(backwards), 0 if source else 1
