@@ -84,8 +84,8 @@ def test_edges_on_disk_come_once_an_epoch_with_their_weights(graph, folder, pool
     stream = EdgeBatches(folder, CONFIG, seed=1, pool=pool)
     assert stream.batches_per_epoch == EdgeBatches(graph, CONFIG, seed=1).batches_per_epoch
     for _ in range(2):
-        weights = []
-        at = torch.cat([batch["edges"] for batch in (batches := _epoch(stream))])
+        weights, batches = [], _epoch(stream)
+        at = torch.cat([batch["edges"] for batch in batches])
         assert sorted(at.tolist()) == list(range(len(graph)))
         for batch in batches:
             weights += batch["weight"][batch["weight"] > 0].tolist()
