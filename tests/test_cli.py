@@ -15,6 +15,12 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
         "simulate",
         "features",
         "twhin train",
+        "twhin prepare",
+        "twhin evaluate",
+        "twhin export",
+        "twhin neighbours",
+        "twhin score",
+        "twhin project",
         "recap train",
         "recap evaluate",
         "recap rank",
@@ -39,6 +45,12 @@ def test_every_verb_has_help_with_an_example(tml: Any, verb: str) -> None:
         (["run", "--set", "weights.is_clik=1"], ["weights", "is_clik"]),
         (["simulate", "out", "--users", "1"], ["users", "1", "greater than or equal to 2"]),
         (["recap", "schedule", "--out", "x.pdf"], ["x.pdf", "found .pdf", "allowed are .png, .svg, .html"]),
+        (["twhin", "prepare", "gone.tsv", "graph"], ["gone.tsv", "no such file of triples"]),
+        (["twhin", "prepare", "gone.tsv", "graph", "--columns", "head,tail"], ["columns", "head,tail", "relation"]),
+        (["twhin", "train", "--graph", "gone"], ["gone", "no such graph"]),
+        (["twhin", "evaluate", "gone"], ["gone", "found no vectors"]),
+        (["twhin", "export", "nowhere", "out"], ["nowhere", "found no vectors", "a run's folder"]),
+        (["twhin", "score", "nowhere", "e.tsv", "out"], ["nowhere", "found no vectors", "a run's folder"]),
         (["features", "--run-dir", "empty"], ["simulate is not finished", "tml simulate"]),
     ],
 )
@@ -63,3 +75,19 @@ def test_the_shipped_configs_load() -> None:
     assert {path.name for path in paths} >= {"demo.yaml", "kuairand.yaml"}
     for path in paths:
         load_config(RunConfig, path)
+
+
+def test_triples_are_prepared_trained_on_and_evaluated(tml: Any, tmp_path: Path) -> None:
+    rows = [f"n{i % 20}\tr\tn{(i * 7 + 4 * (i % 5)) % 20}" for i in range(60)]
+    (tmp_path / "train.tsv").write_text("\n".join(rows[:50]) + "\n")
+    (tmp_path / "test.tsv").write_text("\n".join(rows[50:]) + "\nn1\tr\tstranger\n")
+    prepared = tml("twhin", "prepare", "train.tsv", "graph", "--test", "test.tsv", "--unknown", "skip")
+    assert prepared.returncode == 0, prepared.stderr
+    assert "test: 10 edges" in prepared.stdout
+    assert "1 edges of test were left out" in prepared.stderr
+    trained = tml("twhin", "train", "--graph", "graph", "--run-dir", "run", "--set", "twhin.epochs=1")
+    assert trained.returncode == 0, trained.stderr
+    evaluated = tml("twhin", "evaluate", "run", "--candidates", "5", "--by", "degree", "--recall", "3")
+    assert evaluated.returncode == 0, evaluated.stderr
+    for part in ("Protocol: 10 edges of test", "5 nodes", "by degree", "Recall@3", "evaluation-test.json"):
+        assert part in evaluated.stdout

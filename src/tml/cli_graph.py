@@ -1,4 +1,4 @@
-"""The command line's verbs that make a graph, train on it, and measure; those that use the vectors are in `cli_twhin`."""
+"""The command line's verbs that make a graph, train on it and measure; what uses the vectors is in `cli_twhin`."""
 
 import sys
 from datetime import datetime

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from tml.cli_graph import Unknown, twhin
+from tml.cli_graph import Unknown
+from tml.cli_graph import twhin as twhin
 from tml.cli_job import example, show
 
 Vectors = Annotated[
@@ -39,13 +40,28 @@ def twhin_export(
     run: Vectors,
     out: Annotated[Path, typer.Argument(help="The folder to write to.", show_default=False)],
     format_: Annotated[Format, typer.Option("--format", help="parquet, or numpy for memory maps.")] = Format.parquet,
+    multi: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RELATION",
+            help="Write OUT/RELATION.interests.parquet too: several vectors for each head.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Write the vectors of all nodes and the relations' operators as files that stand alone."""
+    from tml.projects.twhin.clusters import find_interests, graph_edges, write_interests
     from tml.projects.twhin.export import export_vectors
     from tml.projects.twhin.vectors import load_vectors
 
     vectors = load_vectors(run)
+    number = vectors.relation(multi) if multi else -1
+    edges = graph_edges(vectors, number) if multi else None
     export_vectors(vectors, out, format_.value)
+    if edges is not None:
+        interests = find_interests(vectors, number, *edges)
+        ids = vectors.table(vectors.relations[number].head).ids
+        write_interests(interests, ids, out / f"{multi}.interests.parquet")
     for node in vectors.node_types:
         print(f"{node}: {len(vectors.table(node)):,} vectors of {vectors.dim}")
     print(out)
@@ -78,30 +94,28 @@ def twhin_neighbours(
         typer.Option(metavar="FILE:COLUMN", help="A column that names the neighbours.", show_default=False),
     ] = None,
     multi: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="EDGES", help="Several vectors for each ID, from what it engaged with there.", show_default=False
-        ),
-    ] = None,
+        bool,
+        typer.Option("--multi", help="By several vectors each, from clusters of what they engaged with in RELATION."),
+    ] = False,
 ) -> None:
     """Show the nearest nodes of some nodes."""
-    from tml.projects.twhin.neighbours import ask
+    from tml.projects.twhin.answers import ask
+    from tml.projects.twhin.vectors import load_vectors
 
-    show(
-        *ask(
-            run,
-            node,
-            ids,
-            relation=relation,
-            to=to,
-            back=back,
-            k=k,
-            kind=index.value,
-            folder=index_dir,
-            names=names,
-            multi=multi,
-        )
+    answer = ask(
+        load_vectors(run),
+        node,
+        ids,
+        relation=relation,
+        to=to,
+        back=back,
+        k=k,
+        kind=index.value,
+        folder=index_dir,
+        names=names,
+        multi=multi,
     )
+    show(*answer)
 
 
 @twhin.command("score", epilog=example("tml twhin score runs/demo pairs.tsv scores.parquet --unknown skip"))

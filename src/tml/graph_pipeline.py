@@ -13,7 +13,7 @@ from tml.features.build import train_start
 from tml.pipeline import RunConfig, alone
 from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.data import extract_graph, extract_new_edges
-from tml.projects.twhin.graph import graph_digest
+from tml.projects.twhin.graph import GraphFolder, graph_digest
 from tml.projects.twhin.train import train_on_graph
 
 
@@ -24,7 +24,8 @@ def train_graph(config: RunConfig, graph: Path, folder: Path) -> None:
         ConfigError: the job goes without TwHIN.
         DataError: the folder is no graph.
     """
-    twhin, digest = _twhin_of(config), graph_digest(graph)
+    twhin = _twhin_of(config)
+    digest = graph_digest(GraphFolder(graph).path)
     with alone(folder):
         write_text(folder / "config.yaml", to_yaml(config))
         mark = fingerprint(__version__, "twhin on a graph", digest, twhin, config.seed)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from tml import __version__
 from tml.core.files import write_text
+from tml.report.embedding_map import map_card
 from tml.report.figures import task_cards, training_cards
 from tml.report.run_files import RunFiles
 from tml.report.style import CSS
@@ -44,7 +45,8 @@ def write_report(run: Path) -> Path:
 
 def page(files: RunFiles) -> str:
     """The whole page."""
-    sections = "".join((_predictions(files), _order(files), _timeline(files), _tasks(files), _training(files)))
+    parts = (_predictions, _order, _timeline, _tasks, _embeddings, _training)
+    sections = "".join(part(files) for part in parts)
     footer = f"<footer>Made by tml {escape(__version__)} from the files of this run.</footer>"
     return document(f"{files.name}: report", f"{_header(files)}{sections}{_config(files)}{footer}")
 
@@ -199,6 +201,12 @@ def _tasks(files: RunFiles) -> str:
         "ten bins of equal size with 95% intervals; on the diagonal, promises are kept."
     )
     return _section("Task by task", about, task_cards(files))
+
+
+def _embeddings(files: RunFiles) -> str:
+    card = map_card(files.folder, files.setting("log"))
+    about = "Vectors of people and posts, learnt by TwHIN from the graph alone before the ranker's training starts."
+    return _section("Embeddings", about, card) if card else ""
 
 
 def _training(files: RunFiles) -> str:

@@ -21,7 +21,7 @@ class RunFiles:
     """The content of a run folder.
 
     Attributes:
-        name: of the folder.
+        folder: where it is.
         evaluation: `evaluation.json`.
         config: `config.yaml` as text; None if it is not there, as for all that follow.
         schema: `examples/schema.json`; empty if it is not there.
@@ -30,7 +30,7 @@ class RunFiles:
         timelines: `timelines.parquet`.
     """
 
-    name: str
+    folder: Path
     evaluation: dict[str, Any]
     config: str | None
     schema: dict[str, Any]
@@ -54,7 +54,7 @@ class RunFiles:
                 "or `tml run` does the whole job"
             )
         return cls(
-            name=run.resolve().name,
+            folder=run,
             evaluation=_json(evaluation),
             config=_config(config),
             schema=_json(schema) if schema.is_file() else {},
@@ -63,6 +63,11 @@ class RunFiles:
             predictions=_table(run / "recap" / "predictions.parquet"),
             timelines=_table(run / "timelines.parquet"),
         )
+
+    @property
+    def name(self) -> str:
+        """The name of the folder."""
+        return self.folder.resolve().name
 
     @property
     def tasks(self) -> list[str]:

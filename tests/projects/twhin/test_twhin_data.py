@@ -5,7 +5,7 @@ import pytest
 
 from tml.core.errors import DataError
 from tml.projects.twhin.config import RelationConfig, TwhinConfig
-from tml.projects.twhin.data import extract_graph, hold_out, read_graph
+from tml.projects.twhin.data import extract_graph, extract_new_edges, hold_out, hold_out_on_disk, read_graph
 
 FOLLOWS = [(2, 11, 1), (1, 12, 2), (1, 12, 3), (1, 10, 50)]
 LIKES = [(1, 100, "favorited", 4), (3, 101, "favorited", 5), (3, 102, "favorited", 6), (1, 101, "replied", 7)]
@@ -125,3 +125,34 @@ def test_held_out_edges_leave_every_node_one_to_learn_from(graph):
     assert set(kept.rhs[to_post]) == set(graph.rhs[to_post_before])
     assert set(kept.rhs[~to_post]) == set(graph.rhs[~to_post_before])
     assert not len(hold_out(graph, 0.0, np.random.default_rng(5))[1])
+
+
+def test_held_out_edges_lie_beside_those_to_learn_from(make_log, community_rows, tmp_path):
+    whole = extract_graph(make_log(*community_rows), _config(FOLLOW, LIKE), None, tmp_path / "graph")
+    hold_out_on_disk(tmp_path / "graph", 0.1, np.random.default_rng(5))
+    kept, held_out = hold_out(whole, 0.1, np.random.default_rng(5))
+    assert _named(read_graph(tmp_path / "graph")) == _named(kept)
+    assert _named(read_graph(tmp_path / "graph", "validation")) == _named(held_out)
+
+
+def test_new_edges_are_those_of_a_time_that_were_not_there_before(make_log, tmp_path, start):
+    history = [(1, 100, "favorited"), (2, 101, "favorited")]
+    likes = [
+        (1, 100, "favorited", 5),  # known from history
+        (1, 101, "favorited", 6),
+        (1, 101, "favorited", 7),
+        (2, 102, "favorited", 6),  # an unknown post
+        (9, 100, "favorited", 6),  # an unknown user
+        (2, 100, "favorited", 4),  # before
+        (2, 100, "favorited", 9),  # after
+    ]
+    follows = [(1, 11, 1), (2, 11, 6), (1, 11, 7)]
+    config = _config(FOLLOW, {**LIKE, "source": "history", "tail": "post"})
+    log = make_log(follows, likes, POSTS, history)
+    first, last = start + timedelta(hours=5), start + timedelta(hours=9)
+    extract_graph(log, config, first, tmp_path / "graph")
+    assert extract_new_edges(log, config, tmp_path / "graph", first, last) == 2
+    assert _named(read_graph(tmp_path / "graph", "test")) == [(2, "follow", 11), (1, "like", 101)]
+    with pytest.raises(DataError, match="found no edge that is new from"):
+        extract_new_edges(log, config, tmp_path / "graph", last + timedelta(hours=5), last + timedelta(hours=6))
+    assert not log.execute("SELECT * FROM duckdb_tables()").fetchall()

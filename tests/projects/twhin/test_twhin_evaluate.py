@@ -61,7 +61,7 @@ def _model_score(model, edge):
 def _degree_score(train, edge):
     edges = _edges(train)
     heads = sum((edge[0], edge[1]) == (h, r) for h, r, _ in edges)
-    return heads * sum((edge[2], edge[1]) == (t, r) for _, r, t in edges)
+    return (1 + heads) * (1 + sum((edge[2], edge[1]) == (t, r) for _, r, t in edges))
 
 
 def _size(graph, relation, side):
@@ -130,13 +130,8 @@ def test_candidates_by_degree_are_as_often_as_they_have_edges(splits):
             return super().candidates(relation, side, rows)
 
     evaluate_graph(Asked(train), splits, EvaluationConfig(candidates=4000, by="degree"))
-    rows = np.concatenate(
-        [
-            r.numpy().reshape(-1, 4001)[:, 1:].ravel()
-            for n, s, r in asked
-            if (n, s, len(r)) > (1, "tail", 1) and (n, s) == (1, "tail")
-        ]
-    )
+    of_tails = [rows for number, side, rows in asked if (number, side) == (1, "tail") and len(rows) > 1]
+    rows = np.concatenate([rows.numpy().reshape(-1, 4001)[:, 1:].ravel() for rows in of_tails])
     share = np.bincount(rows, minlength=ITEMS) / len(rows)
     expected = np.bincount(train.rhs[train.rel == 1], minlength=ITEMS) / (train.rel == 1).sum()
     np.testing.assert_allclose(share, expected, atol=0.01)

@@ -1,9 +1,9 @@
 """The baseline of graph embeddings: an edge's score is the product of how many edges its ends have.
 
-    score(s, r, t) = (edges of relation r from s) · (edges of relation r to t)
+    score(s, r, t) = (1 + edges of relation r from s) · (1 + edges of relation r to t)
 
-counted in the edges that the model learnt from. It knows who is active and who is popular, and nothing else: a model
-that does not beat it has learnt nothing.
+counted in the edges that the model learnt from; by the ones, an end without an edge leaves the word to the other. It
+knows who is active and who is popular, and nothing else: a model that does not beat it has learnt nothing.
 """
 
 import numpy as np
@@ -30,11 +30,11 @@ class Degrees:
         self._counted: tuple[int, dict[Side, Tensor]] | None = None
 
     def queries(self, relation: int, side: Side, rows: Tensor) -> Tensor:
-        """Degrees of the ends that are given, (n, 1)."""
+        """The factors of the ends that are given, (n, 1)."""
         return self._degrees(relation)["head" if side == "tail" else "tail"][rows].unsqueeze(1)
 
     def candidates(self, relation: int, side: Side, rows: Tensor | None = None) -> Tensor:
-        """Degrees of the ends that are to be found, (m, 1)."""
+        """The factors of the ends that are to be found, (m, 1)."""
         degrees = self._degrees(relation)[side]
         return (degrees if rows is None else degrees[rows]).unsqueeze(1)
 
@@ -51,7 +51,10 @@ class Degrees:
         # Only the last relation's are kept: all of them would be a table of relations by nodes.
         if self._counted is None or self._counted[0] != relation:
             edges, ends, sizes = self.train.of_relation(relation), self.train.relations[relation], self.train.sizes
-            head = np.bincount(self.train.lhs[edges], minlength=sizes[ends.head])
-            tail = np.bincount(self.train.rhs[edges], minlength=sizes[ends.tail])
-            self._counted = relation, {"head": torch.from_numpy(head).float(), "tail": torch.from_numpy(tail).float()}
+            head = 1 + np.bincount(self.train.lhs[edges], minlength=sizes[ends.head])
+            tail = 1 + np.bincount(self.train.rhs[edges], minlength=sizes[ends.tail])
+            self._counted = (
+                relation,
+                {"head": torch.from_numpy(head).float(), "tail": torch.from_numpy(tail).float()},
+            )
         return self._counted[1]

@@ -71,9 +71,10 @@ def _sql(connection: duckdb.DuckDBPyConnection, path: Path) -> str:
         source, named = f"read_csv('{name}', {options})", False
     else:
         raise DataError(f"{path}: found the ending {kind or 'none'}, allowed are .tsv, .txt, .csv and .parquet")
-    row = connection.execute(f"FROM {source} LIMIT 1").fetchone() or ()
+    connection.execute(f"FROM {source} LIMIT 1")
     columns = [column[0] for column in connection.description or ()]
-    first = columns if named else [str(value) for value in row]
+    row = [str(value) for row in connection.fetchall() for value in row]
+    first = columns if named else row
     for heading in HEADINGS:
         if set(heading) <= set(first):
             chosen = [columns[first.index(name)] for name in heading]

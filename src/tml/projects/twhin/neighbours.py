@@ -5,7 +5,6 @@ of any type are compared as they are: by cosine where the model multiplies, sinc
 vectors, the most popular nodes, first for everyone; by the model's own distance where it has one.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -151,19 +150,3 @@ def read_names(place: str, node: str, ids: pa.Array) -> list[str]:
         except duckdb.Error as error:
             raise DataError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
     return [names.get(one) or one for one in ids.cast(pa.string()).to_pylist()]
-
-
-def neighbour_rows(
-    vectors: TrainedVectors, search: Search, rows: Rows, scores: Scores, found: Rows, names: str | None = None
-) -> Sequence[tuple[str, int, str, str, float]]:
-    """Asked id, rank, found id, its name and its score of each neighbour; without names the name is empty."""
-    asked = vectors.table(search.asked).ids.take(pa.array(rows)).to_pylist()
-    ids = vectors.table(search.found).ids
-    kept = found >= 0
-    flat = ids.take(pa.array(found[kept]))
-    named = iter(read_names(names, search.found, flat) if names else [""] * len(flat))
-    answers = iter(flat.to_pylist())
-    return [
-        (str(asked[row]), rank + 1, str(next(answers)), next(named), float(scores[row, rank]))
-        for row, rank in zip(*np.nonzero(kept), strict=True)
-    ]
