@@ -5,11 +5,13 @@ the rows that were read and one gradient for each. A dense gradient would cost t
 optimizer for such a table must take sparse gradients and, to cost no more than the rows themselves, leave the others as
 they are.
 
+A table may be kept in half precision; vectors are read, and gradients taken, as float32 even so.
+
 Vectors start from a normal distribution with standard deviation `scale` / sqrt(dimension), which makes the length of a
 vector `scale` on the mean, whatever the dimension.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import torch
@@ -18,6 +20,8 @@ from torch import Tensor, nn
 from tml.embeddings.engine import lookup
 
 DataType = Literal["fp32", "fp16", "bf16"]
+
+TYPES: Mapping[DataType, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class LocalTables(nn.Module):
@@ -28,6 +32,8 @@ class LocalTables(nn.Module):
         dim: the dimension of a vector.
         generator: makes the first values; tables are filled in the order of `sizes`.
         scale: the mean length of a vector at the start.
+        types: how the numbers of a table are kept, where it is not as fp32.
+        frozen: tables that do not learn.
 
     Example:
         >>> tables = LocalTables({"user": 4}, dim=2, generator=torch.Generator().manual_seed(0))
@@ -35,15 +41,24 @@ class LocalTables(nn.Module):
         torch.Size([1, 2, 2])
     """
 
-    def __init__(self, sizes: Mapping[str, int], dim: int, generator: torch.Generator, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        dim: int,
+        generator: torch.Generator,
+        scale: float = 1.0,
+        types: Mapping[str, DataType] | None = None,
+        frozen: Collection[str] = (),
+    ) -> None:
         super().__init__()
         self.dim, self._sizes = dim, dict(sizes)
         self._number = {name: number for number, name in enumerate(self._sizes)}
         self.tables = nn.ModuleList()
-        for rows in sizes.values():
+        for name, rows in sizes.items():
             vectors = torch.empty(rows, dim, device=generator.device)
             vectors.normal_(0.0, scale / dim**0.5, generator=generator)
-            self.tables.append(nn.Embedding(rows, dim, sparse=True, _weight=vectors))
+            kept = vectors.to(TYPES[(types or {}).get(name, "fp32")])
+            self.tables.append(nn.Embedding(rows, dim, sparse=True, _weight=kept, _freeze=name in frozen))
 
     def forward(self, name: str, rows: Tensor) -> Tensor:
         """Vectors of rows of any shape, int64, with a gradient: shape of `rows` with the dimension behind it."""
@@ -81,6 +96,9 @@ class LocalTables(nn.Module):
         gradient = torch.sparse_coo_tensor(
             rows.unsqueeze(0), gradients, table.shape, is_coalesced=True, check_invariants=False
         )
+        if table.dtype != gradient.dtype:
+            # A copied parameter has forgotten it.
+            table.grad_dtype = gradient.dtype
         table.grad = gradient if table.grad is None else table.grad + gradient
 
     def vectors(self, name: str) -> Tensor:

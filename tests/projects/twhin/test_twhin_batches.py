@@ -1,10 +1,16 @@
+import json
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from tml.projects.twhin.batches import EdgeBatches
 from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.edges import Edges
+from tml.projects.twhin.graph import GraphFolder
+from tml.projects.twhin.model import sum_of_rows
 from tml.projects.twhin.negatives import Arranger
 
 CONFIG = TwhinConfig(batch_size=16, chunk_size=5, in_batch_negatives=3, global_negatives=2)
@@ -57,6 +63,70 @@ def test_a_resumed_stream_goes_on_with_the_same_bits(graph, after):
         one, other = next(stream), next(resumed)
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one if name != "reads")
+
+
+@pytest.fixture
+def folder(graph, tmp_path):
+    """The graph on disk, in row groups of 20 edges, with weights."""
+    (tmp_path / "vocabulary").mkdir()
+    for node, ids in graph.vocabularies.items():
+        pq.write_table(pa.table({"id": ids}), tmp_path / "vocabulary" / f"{node}.parquet")
+    relations = [{"name": r.name, "head": r.head, "tail": r.tail} for r in graph.relations]
+    (tmp_path / "relations.json").write_text(json.dumps(relations))
+    weight = np.arange(1, len(graph) + 1, dtype=np.float32)
+    columns = {"lhs": graph.lhs, "rel": graph.rel, "rhs": graph.rhs, "weight": weight}
+    pq.write_table(pa.table(columns), tmp_path / "edges.parquet", row_group_size=20)
+    return GraphFolder(tmp_path)
+
+
+@pytest.mark.parametrize("pool", [1, 50, 10_000])
+def test_edges_on_disk_come_once_an_epoch_with_their_weights(graph, folder, pool):
+    stream = EdgeBatches(folder, CONFIG, seed=1, pool=pool)
+    assert stream.batches_per_epoch == EdgeBatches(graph, CONFIG, seed=1).batches_per_epoch
+    for _ in range(2):
+        weights, batches = [], _epoch(stream)
+        at = torch.cat([batch["edges"] for batch in batches])
+        assert sorted(at.tolist()) == list(range(len(graph)))
+        for batch in batches:
+            weights += batch["weight"][batch["weight"] > 0].tolist()
+            relation = batch["relation"].expand_as(batch["head"])
+            for index in zip(*np.nonzero(batch["weight"].numpy()), strict=True):
+                edge = int(batch["weight"][index]) - 1
+                read = batch["head"][index], relation[index], batch["tail"][index]
+                assert tuple(map(int, read)) == (graph.lhs[edge], graph.rel[edge], graph.rhs[edge])
+        assert sorted(weights) == list(range(1, len(graph) + 1))
+
+
+@pytest.mark.parametrize("after", [5, 11, 14])
+def test_a_resumed_stream_from_disk_goes_on_with_the_same_bits(folder, after):
+    config = CONFIG.model_copy(update={"degree_negatives": 2})
+    stream, resumed = (EdgeBatches(folder, config, seed=2, pool=50) for _ in range(2))
+    for _ in range(after):
+        next(stream)
+    resumed.load_state_dict(stream.state_dict())
+    for _ in range(15):
+        one, other = next(stream), next(resumed)
+        assert all(torch.equal(one[name], other[name]) for name in one if name != "reads")
+
+
+def test_degree_negatives_follow_the_edges_of_the_graph_and_relation(graph):
+    config = CONFIG.model_copy(
+        update={"in_batch_negatives": 0, "global_negatives": 0, "degree_negatives": 4000, "batch_size": 4}
+    )
+    for batch in _epoch(EdgeBatches(graph, config, seed=3))[:8]:
+        for chunk, relation in enumerate(batch["relation"][:, 0].tolist()):
+            drawn = np.bincount(batch["head_negatives"][chunk].numpy(), minlength=20)
+            true = np.bincount(graph.lhs[graph.rel == relation], minlength=20)
+            np.testing.assert_allclose(drawn / drawn.sum(), true / true.sum(), atol=0.03)
+
+
+def test_what_is_read_is_summed_by_row(graph):
+    batch = next(EdgeBatches(graph, CONFIG, seed=1))
+    for read in batch["reads"].values():
+        gradients = torch.randn(len(read["rows"]), 3, dtype=torch.float64)
+        expected = torch.zeros(40, 3, dtype=torch.float64).index_add_(0, read["rows"], gradients)
+        torch.testing.assert_close(sum_of_rows(gradients, read), expected[read["unique"]])
+        assert read["unique"].tolist() == sorted(set(read["rows"].tolist()))
 
 
 def test_another_seed_is_another_stream(graph):

@@ -111,7 +111,9 @@ class EdgeBatches:
         rest: dict[int, tuple[Edges, Rows]] = {}
         pool = None
         for edges, at in self._pools(rng):
-            pool = self.arranger.pool(edges) if self.config.degree_negatives else None
+            if self.config.degree_negatives:
+                # What is left of earlier pools may have relations that this one lacks.
+                pool = self.arranger.pool(Edges.concatenate([edges, *(left for left, _ in rest.values())]))
             family = self.arranger.family[edges.rel]
             full = []
             for number in np.unique(family).tolist():

@@ -104,6 +104,7 @@ class LossOfBatch:
     def __init__(self, config: TwhinConfig, operators: Operators, batch: Batch, rows: Rows) -> None:
         self.config, self.operators, self.batch, self.rows = config, operators, batch, rows
         self.relation: Tensor = batch["relation"]
+        self.count: Tensor = batch["count"].clamp(min=1)
         self.first = int(self.relation[0, 0])
         self.scale = 1 / config.temperature
         self.of_weights = torch.zeros_like(operators.weights)
@@ -171,7 +172,7 @@ class LossOfBatch:
         if self.config.loss == "softmax":
             return share / 2
         weight = self.config.negative_weight if self.config.loss == "logistic" else 1.0
-        return share * weight / self.batch["count"].clamp(min=1)
+        return share * weight / self.count
 
     def _blocks(self, side: Side) -> Iterator[tuple[slice, slice, Tensor, bool]]:
         """Chunks and edges of a block, its scores that do not count, and whether its chunks come the first time."""

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tml.core.errors import ConfigError
 from tml.embeddings.local import LocalTables
 from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.gradients import LossOfBatch, Rows
@@ -42,6 +43,9 @@ class TwhinModel(nn.Module):
         config: dimension, operators, score and loss.
         generator: makes the first vectors.
 
+    Raises:
+        ConfigError: the config speaks of a node type or a relation that is not there.
+
     `forward` takes a batch of `negatives.arrange`, whose edges join the same two node types and share an operator, and
     returns the loss with `positive`, the scores of its edges, (chunks, chunk_size) float32.
 
@@ -54,7 +58,16 @@ class TwhinModel(nn.Module):
     ) -> None:
         super().__init__()
         self.relations, self.config = tuple(relations), config
-        self.embeddings = LocalTables(sizes, config.embedding_dim, generator, config.embeddings.initial_scale)
+        require_fit(config, relations, sizes)
+        tables = {node: config.embeddings.table(node) for node in sizes}
+        self.embeddings = LocalTables(
+            sizes,
+            config.embedding_dim,
+            generator,
+            config.embeddings.initial_scale,
+            {node: table.data_type for node, table in tables.items()},
+            [node for node, table in tables.items() if table.frozen],
+        )
         operators = [config.operator_of(relation.name) for relation in relations]
         self.operators = Operators(operators, config.embedding_dim, config.reciprocal, generator.device)
 
@@ -116,7 +129,8 @@ class TwhinModel(nn.Module):
             for node, gradient in gradients.items():
                 if self.embeddings.learns(node):
                     summed = sum_of_rows(gradient, batch["reads"][node])
-                    self.embeddings.add_gradients(node, batch["reads"][node]["unique"], summed.mul_(scale))
+                    summed = summed if scale == 1 else summed.mul_(scale)
+                    self.embeddings.add_gradients(node, batch["reads"][node]["unique"], summed)
 
         loss: Tensor = _WithGradients.apply(self.operators.weights, step.loss, step.of_weights, deliver)  # type: ignore[no-untyped-call]
         return loss, {"positive": step.positive}
@@ -134,6 +148,29 @@ class TwhinModel(nn.Module):
                 shape = (*batch[role].shape, self.config.embedding_dim)
                 vectors[role], gradients[role] = of.view(shape), gradient.view(shape)
         return Rows(vectors, gradients), whole
+
+
+def require_fit(config: TwhinConfig, relations: Sequence[Relation], sizes: Mapping[str, int]) -> None:
+    """Refuse a config that speaks of what a graph has not.
+
+    Raises:
+        ConfigError: with its name.
+    """
+    for table in config.embeddings.tables:
+        if table.name not in sizes:
+            allowed = ", ".join(sizes)
+            raise ConfigError(f"embeddings.tables: found {table.name!r}, allowed are the graph's node types: {allowed}")
+    ends = {relation.name: (relation.head, relation.tail) for relation in relations}
+    for own in config.relations:
+        if own.source is None and own.name not in ends:
+            allowed = ", ".join(ends)
+            raise ConfigError(f"relations: found {own.name!r}, allowed are those of the graph: {allowed}")
+        given = {end for end in ("head", "tail") if end in own.model_fields_set}
+        if own.name in ends and any(getattr(own, end) != ends[own.name][end == "tail"] for end in given):
+            joined = " to ".join(ends[own.name])
+            raise ConfigError(
+                f"relations: {own.name} goes from {own.head} to {own.tail}, but in the graph from {joined}"
+            )
 
 
 def sum_of_rows(gradients: Tensor, read: Mapping[str, Tensor]) -> Tensor:

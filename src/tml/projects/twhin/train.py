@@ -26,6 +26,7 @@ from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.data import extract_graph, hold_out, hold_out_on_disk
 from tml.projects.twhin.evaluate import evaluate_edges
 from tml.projects.twhin.export import export_embeddings
+from tml.projects.twhin.first_vectors import load_first_vectors
 from tml.projects.twhin.graph import Graph, GraphFolder, read_graph
 from tml.projects.twhin.model import TwhinModel
 from tml.projects.twhin.optimizer import build_optimizer
@@ -76,7 +77,9 @@ def train_on_graph(path: Path, config: TwhinConfig, out: Path, seed: int, finger
     else:
         kept, held_out = hold_out(graph, config.validation_fraction, np.random.default_rng([seed, 1]))
     batches = EdgeBatches(kept, config, seed)
-    model = _model(config, graph, seed).to(_device())
+    model = _model(config, graph, seed)
+    load_first_vectors(model, graph.vocabularies, config)
+    model.to(_device())
     optimizer, scheduler = build_optimizer(model, config)
     state = TrainState(model, optimizer, scheduler, batches)
     resume(state, out, fingerprint)
