@@ -16,6 +16,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
         "features",
         "twhin train",
         "recap train",
+        "recap baselines",
         "recap evaluate",
         "recap rank",
         "recap schedule",

@@ -55,13 +55,23 @@ def times(folder: Path) -> dict[str, int]:
 
 
 def test_the_run_folder_holds_what_the_contract_says(finished: Path) -> None:
-    names = ["config.yaml", "log", "examples", "twhin", "recap", "evaluation.json", "timelines.parquet", "report.html"]
+    names = [
+        "config.yaml",
+        "log",
+        "examples",
+        "twhin",
+        "baselines",
+        "recap",
+        "evaluation.json",
+        "timelines.parquet",
+        "report.html",
+    ]
     assert {path.name for path in finished.iterdir()} == {*names, ".stages", ".lock"}
     assert load_config(RunConfig, finished / "config.yaml") == config()
     evaluation = read_json(finished / "evaluation.json")
     assert list(evaluation["tasks"]) == [f"recap.engagement.is_{name}" for name in TASKS]
     models = evaluation["tasks"]["recap.engagement.is_favorited"]["models"]
-    assert set(models) == {"ranker", "logistic_regression", "base_rate", "oracle"}
+    assert set(models) == {"ranker", "lightgbm", "logistic_regression", "popularity", "base_rate", "oracle"}
     assert 0.5 < models["ranker"]["auc"] <= 1
     assert models["oracle"]["rce"] > models["ranker"]["rce"] > models["base_rate"]["rce"]
     assert abs(models["oracle"]["calibration"] - 1) < 0.3

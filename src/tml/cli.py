@@ -173,6 +173,12 @@ def recap_evaluate(config: Config = None, run_dir: RunDir = None, set_: Set = No
     _show_evaluation(_job(config, run_dir, set_, "evaluate"))
 
 
+@recap.command("baselines", epilog=_example("tml recap baselines examples/demo.yaml --run-dir runs/demo"))
+def recap_baselines(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
+    """Fit what the ranker must beat: base rate, popularity, logistic regression, LightGBM."""
+    print(_job(config, run_dir, set_, "baselines") / "baselines" / "predictions.parquet")
+
+
 @recap.command("rank", epilog=_example("tml recap rank examples/demo.yaml --run-dir runs/demo"))
 def recap_rank(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
     """Re-rank the held-out sessions by the weighted score."""

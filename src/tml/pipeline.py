@@ -1,6 +1,6 @@
 """The main job: from an engagement log to a ranked timeline, stage by stage.
 
-    simulate ─► features ─► twhin ─► recap ─► evaluate ─► rank ─► report
+    simulate ─► features ─► twhin ─► baselines ─► recap ─► evaluate ─► rank ─► report
 
 Every stage reads files and writes files of the run folder. When one is finished it leaves a mark: the fingerprint of
 all that its output depends on. A stage whose mark still fits is skipped, so a run that was stopped goes on where it
@@ -29,8 +29,11 @@ from tml.data.config import LogConfig, TaskConfig, published_tasks
 from tml.data.log import Log, log_fingerprint, open_log
 from tml.features.build import build_examples, train_start
 from tml.features.config import FeaturesConfig, SplitConfig
+from tml.projects.home.recap.baseline_predictions import predict_baselines
+from tml.projects.home.recap.boosting import is_installed
 from tml.projects.home.recap.combine import combination_weights, rank_sessions, write_timelines
 from tml.projects.home.recap.evaluate import evaluate_predictions, write_evaluation
+from tml.projects.home.recap.evaluation_config import EvaluationConfig
 from tml.projects.home.recap.predict import predict
 from tml.projects.home.recap.train import RecapConfig, train_recap
 from tml.projects.twhin.config import TwhinConfig
@@ -61,6 +64,7 @@ class RunConfig(BaseConfig):
     split: SplitConfig = SplitConfig()
     twhin: TwhinConfig | None = TwhinConfig()
     recap: RecapConfig = RecapConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     weights: dict[str, float] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -85,6 +89,7 @@ class Run:
         self.examples = folder / "examples"
         self.twhin = folder / "twhin"
         self.recap = folder / "recap"
+        self.baselines = folder / "baselines" / "predictions.parquet"
         self.predictions = self.recap / "predictions.parquet"
 
     @property
@@ -153,11 +158,18 @@ def _recap(run: Run, mark: str) -> None:
     train_recap(run.config.recap, run.examples, run.embeddings, run.recap, run.config.seed, mark)
 
 
+def _baselines(run: Run, _: str) -> None:
+    config = run.config
+    predict_baselines(
+        config.recap, config.evaluation.lightgbm, run.examples, run.embeddings, config.seed, run.baselines
+    )
+
+
 def _evaluate(run: Run, _: str) -> None:
     config, log = run.config, run.log
     truth = log.path / log.truth if log.truth else None
     model = run.recap / "model.safetensors"
-    predict(config.recap, run.examples, run.embeddings, model, truth, run.predictions)
+    predict(config.recap, run.examples, run.embeddings, model, truth, run.predictions, run.baselines)
     weights = combination_weights(list(config.tasks), config.weights)
     evaluation = evaluate_predictions(pq.read_table(run.predictions), list(config.tasks), weights, k=TOP)
     write_evaluation(evaluation, run.folder / "evaluation.json")
@@ -221,11 +233,19 @@ STAGES = (
         _recap,
     ),
     Stage(
+        "baselines",
+        "recap baselines",
+        ("features", "twhin"),
+        "baselines/predictions.parquet",
+        lambda run: [run.config.recap.embeddings, run.config.evaluation.lightgbm, is_installed(), run.config.seed],
+        _baselines,
+    ),
+    Stage(
         "evaluate",
         "recap evaluate",
-        ("recap",),
+        ("baselines", "recap"),
         "evaluation.json",
-        lambda run: [run.config.weights, run.config.seed],
+        lambda run: [run.config.weights, run.config.evaluation, run.config.seed],
         _evaluate,
     ),
     Stage("rank", "recap rank", ("evaluate",), "timelines.parquet", lambda _: [], _rank),

@@ -9,14 +9,23 @@ from tml.report.style import MODEL_COLORS
 
 MODEL_NAMES = {
     "ranker": "ranker",
+    "lightgbm": "boosted trees",
     "logistic_regression": "logistic regression",
+    "popularity": "popularity",
     "base_rate": "base rate",
     "oracle": "oracle",
     "served": "as served",
     "random": "at random",
 }
 
-HEADINGS = {"ranker": "ranker", "logistic_regression": "LR", "base_rate": "base", "oracle": "oracle"}
+HEADINGS = {
+    "ranker": "ranker",
+    "lightgbm": "trees",
+    "logistic_regression": "LR",
+    "popularity": "popular",
+    "base_rate": "base",
+    "oracle": "oracle",
+}
 
 EXPLANATIONS = {
     "AUC": "The chance that an example with the engagement is ranked above one without. 0.5 is a coin toss, 1 perfect.",
@@ -30,9 +39,9 @@ EXPLANATIONS = {
 }
 
 GROUPS: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (
-    ("AUC", "auc", 3, ("ranker", "logistic_regression", "oracle")),
-    ("PR-AUC", "pr_auc", 3, ("ranker", "logistic_regression", "oracle")),
-    ("RCE", "rce", 1, ("ranker", "logistic_regression", "base_rate", "oracle")),
+    ("AUC", "auc", 3, ("ranker", "lightgbm", "logistic_regression", "popularity", "oracle")),
+    ("PR-AUC", "pr_auc", 3, ("ranker", "lightgbm", "logistic_regression", "popularity", "oracle")),
+    ("RCE", "rce", 1, ("ranker", "lightgbm", "logistic_regression", "popularity", "base_rate", "oracle")),
     ("Calibration", "calibration", 2, ("ranker",)),
 )
 """Heading, metric, digits, and the models that stand under it."""

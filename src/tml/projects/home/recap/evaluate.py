@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -28,9 +27,13 @@ from tml.metrics.binary import binary_result, examples_that_count
 from tml.metrics.ranking import mean_at_top, ndcg
 from tml.projects.home.recap.combine import columns_of, ranking_columns, score, weighted_engagement
 from tml.projects.home.recap.names import UNDEFINED, age, percent, plain_name, short_name
+from tml.projects.home.recap.tables import plain_table
 
-MODELS = ("ranker", "logistic_regression", "base_rate", "oracle")
+MODELS = ("ranker", "lightgbm", "logistic_regression", "popularity", "base_rate", "oracle")
 """What may have predicted, in the order of tables; only the ranker must be there."""
+
+COMPARED = (("lightgbm", "trees"), ("logistic_regression", "LR"), ("oracle", "oracle"))
+"""Whose figures stand beside the ranker's, and what they are called there."""
 
 METRICS = ("auc", "pr_auc", "rce", "calibration")
 
@@ -113,28 +116,15 @@ def _number(value: float | None, digits: int) -> str:
     return UNDEFINED if value is None else f"{value:,.{digits}f}"
 
 
-def _table(title: str, caption: str | None = None, space: int = 1) -> Table:
-    """A table without side lines; `space` between columns comes on top of one character."""
-    return Table(
-        title=title,
-        caption=caption,
-        title_justify="left",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, space, 0, 0),
-        pad_edge=False,
-    )
-
-
 def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
     """A table of the tasks: what the ranker reaches, beside the logistic regression and, if there, the oracle."""
     present = {model for task in evaluation["tasks"].values() for model in task["models"]}
     # Ten columns of figures leave little of a terminal of 80 characters to the names.
-    table = _table(f"Held-out examples: {evaluation['examples']:,}", space=0)
+    table = plain_table(f"Held-out examples: {evaluation['examples']:,}", space=0)
     table.add_column("task", overflow="fold")
     for name in ("positives", "AUC", "PR\nAUC", "RCE", "cali-\nbration"):
         table.add_column(name, justify="right")
-    compared = [(m, label) for m, label in (("logistic_regression", "LR"), ("oracle", "oracle")) if m in present]
+    compared = [(m, label) for m, label in COMPARED if m in present]
     for _, label in compared:
         table.add_column(f"{label}\nAUC", justify="right", style="dim")
         table.add_column(f"{label}\nRCE", justify="right", style="dim")
@@ -152,7 +142,7 @@ def ranking_table(evaluation: Mapping[str, Any]) -> Table:
     """A table of the orders: NDCG and the weighted engagement among the first k posts."""
     ranking = evaluation["ranking"]
     at_k = f"weighted_engagement_at_{ranking['k']}"
-    table = _table(f"Order of {ranking['sessions']:,} held-out sessions")
+    table = plain_table(f"Order of {ranking['sessions']:,} held-out sessions")
     table.add_column("order")
     table.add_column("NDCG", justify="right")
     table.add_column(f"weighted engagement in the top {ranking['k']}", justify="right")
@@ -215,7 +205,7 @@ def timeline_table(timelines: pa.Table, session_id: Any, tasks: Sequence[str], l
     chosen = interesting_session(timelines, tasks, limit) if session_id is None else session_id
     rows = session_rows(timelines, chosen, limit)
     title = escape(f"Timeline of user {rows[0]['user_id']}, session {chosen}")
-    table = _table(title, caption="✓ the viewer did")
+    table = plain_table(title, caption="✓ the viewer did")
     for name in ("rank", "score", "author", "age"):
         table.add_column(name, justify="right")
     table.add_column("likeliest engagements")
