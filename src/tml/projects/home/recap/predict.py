@@ -77,6 +77,12 @@ def predict(
     print_skipped("predict", shards.skipped)
 
 
+def write_predictions(table: pa.Table, path: Path) -> None:
+    """Write a predictions table over another, whole or not at all."""
+    with whole_file(path) as partial:
+        pq.write_table(table, partial, compression="zstd")
+
+
 class _Baselines:
     """What the baselines said, row by row beside the examples."""
 
