@@ -116,8 +116,10 @@ def auc_by_group(
     positives = np.bincount(of, w * y, minlength=len(counts))
     negatives = np.bincount(of, w * (1 - y), minlength=len(counts))
     both = (positives > 0) & (negatives > 0)
-    first = chosen[_first_items(index, counts)] if len(counts) else np.zeros(0, np.int64)
-    return wins[both] / (positives[both] * negatives[both]), (positives + negatives)[both], first[both]
+    first = chosen[_first_items(index, counts)][both].astype(np.int64)
+    auc: Floats = wins[both] / (positives[both] * negatives[both])
+    weight: Floats = (positives + negatives)[both]
+    return auc, weight, first
 
 
 def _first_items(index: Indices, counts: Indices) -> Indices:

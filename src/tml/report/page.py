@@ -14,6 +14,7 @@ from tml import __version__
 from tml.core.files import write_text
 from tml.report.figures import task_cards, training_cards
 from tml.report.run_files import RunFiles
+from tml.report.segments import segment_cards
 from tml.report.style import CSS
 from tml.report.tables import explanations, number, order_bars, task_table
 from tml.report.timeline import timeline
@@ -44,7 +45,9 @@ def write_report(run: Path) -> Path:
 
 def page(files: RunFiles) -> str:
     """The whole page."""
-    sections = "".join((_predictions(files), _order(files), _timeline(files), _tasks(files), _training(files)))
+    sections = "".join(
+        (_predictions(files), _order(files), _timeline(files), _tasks(files), _segments(files), _training(files))
+    )
     footer = f"<footer>Made by tml {escape(__version__)} from the files of this run.</footer>"
     return document(f"{files.name}: report", f"{_header(files)}{sections}{_config(files)}{footer}")
 
@@ -199,6 +202,15 @@ def _tasks(files: RunFiles) -> str:
         "ten bins of equal size with 95% intervals; on the diagonal, promises are kept."
     )
     return _section("Task by task", about, task_cards(files))
+
+
+def _segments(files: RunFiles) -> str:
+    cards = segment_cards(files.evaluation.get("segments", {}), files.tasks)
+    about = (
+        "The same figures where the examples are cut: who is served well, and who is not. In the pictures, on the "
+        "dashed line the engagements promised are those that came; above it too many were promised."
+    )
+    return _section("By segment", about, cards) if cards else ""
 
 
 def _training(files: RunFiles) -> str:

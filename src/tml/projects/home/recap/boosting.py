@@ -47,22 +47,22 @@ class LightGbmConfig(BaseConfig):
     """
 
     num_leaves: int = Field(15, ge=2)
-    learning_rate: float = Field(0.05, gt=0)
+    learning_rate: float = Field(0.1, gt=0)
     min_data_in_leaf: PositiveInt = 100
     feature_fraction: float = Field(0.3, gt=0, le=1)
     categorical: bool = True
     max_trees: PositiveInt = 1000
-    stop_after: PositiveInt = 50
+    stop_after: PositiveInt = 30
     search: bool = False
     max_rows: PositiveInt = 2_000_000
 
 
 SEARCH: tuple[Mapping[str, Any], ...] = (
-    {"num_leaves": 7, "min_data_in_leaf": 100, "feature_fraction": 0.3},
-    {"num_leaves": 15, "min_data_in_leaf": 100, "feature_fraction": 0.3},
-    {"num_leaves": 31, "min_data_in_leaf": 100, "feature_fraction": 0.5},
-    {"num_leaves": 31, "min_data_in_leaf": 400, "feature_fraction": 0.3},
-    {"num_leaves": 63, "min_data_in_leaf": 400, "feature_fraction": 0.2},
+    {"num_leaves": 7, "min_data_in_leaf": 100, "feature_fraction": 0.3, "learning_rate": 0.1},
+    {"num_leaves": 15, "min_data_in_leaf": 100, "feature_fraction": 0.3, "learning_rate": 0.05},
+    {"num_leaves": 31, "min_data_in_leaf": 100, "feature_fraction": 0.5, "learning_rate": 0.05},
+    {"num_leaves": 31, "min_data_in_leaf": 400, "feature_fraction": 0.3, "learning_rate": 0.05},
+    {"num_leaves": 63, "min_data_in_leaf": 400, "feature_fraction": 0.2, "learning_rate": 0.03},
 )
 """What a search tries, each with categories and without; the first that is best is kept."""
 
@@ -213,7 +213,7 @@ class _Fit:
             self.result = TaskTrees(booster, rate, {**settings, "categorical": categorical}, trees)
 
     def _candidates(self) -> Iterator[dict[str, Any]]:
-        names = ("num_leaves", "min_data_in_leaf", "feature_fraction")
+        names = ("num_leaves", "min_data_in_leaf", "feature_fraction", "learning_rate")
         own = {name: getattr(self.config, name) for name in names}
         yield from ({**own, **other} for other in SEARCH) if self.config.search else (own,)
 
@@ -246,7 +246,6 @@ class _Fit:
             "seed": self.seed,
             "num_threads": torch.get_num_threads(),
             "feature_pre_filter": False,
-            "learning_rate": self.config.learning_rate,
             "bagging_fraction": 0.8,
             "bagging_freq": 1,
             "lambda_l2": 10.0,

@@ -54,7 +54,8 @@ class CalibrationMap:
     def from_json(cls, value: Mapping[str, Any]) -> "CalibrationMap":
         """The map that `to_json` wrote."""
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
+            given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+            return cls(**given)
         except TypeError as error:
             raise DataError(f"calibration map: {error}") from None
 
@@ -134,7 +135,8 @@ def _logit(p: Floats) -> Floats:
 def halves(viewers: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     """Cut viewers into two halves, (examples,): a viewer is in one of them, whatever the order."""
     # Another bit than those that decide the bootstrap's draws.
-    return (viewer_keys(viewers) >> np.uint64(5)) % np.uint64(2) == 1
+    upper: npt.NDArray[np.bool_] = (viewer_keys(viewers) >> np.uint64(5)) % np.uint64(2) == 1
+    return upper
 
 
 def calibrate_predictions(table: pa.Table, tasks: list[str], kind: Kind) -> tuple[pa.Table, dict[str, CalibrationMap]]:
