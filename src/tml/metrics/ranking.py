@@ -117,9 +117,8 @@ def auc_by_group(
     negatives = np.bincount(of, w * (1 - y), minlength=len(counts))
     both = (positives > 0) & (negatives > 0)
     first = chosen[_first_items(index, counts)][both].astype(np.int64)
-    auc: Floats = wins[both] / (positives[both] * negatives[both])
-    weight: Floats = (positives + negatives)[both]
-    return auc, weight, first
+    pairs = positives[both] * negatives[both]
+    return np.asarray(wins[both] / pairs, np.float64), np.asarray((positives + negatives)[both], np.float64), first
 
 
 def _first_items(index: Indices, counts: Indices) -> Indices:

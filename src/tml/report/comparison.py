@@ -27,7 +27,7 @@ def comparison_chart(comparison: Mapping[str, Any], other: str) -> str:
     return to_svg(about, alt.hconcat(*panels, spacing=28), fit=False)
 
 
-def _panel(tasks: Mapping[str, Any], metric: str, title: str, form: str) -> alt.LayerChart:
+def _panel(tasks: Mapping[str, Any], metric: str, title: str, form: str) -> Any:
     rows = [
         {"task": plain_name(task), "clear": one["low"] > 0 or one["high"] < 0, **one}
         for task, values in tasks.items()

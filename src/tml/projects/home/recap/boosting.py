@@ -177,12 +177,12 @@ class _Data:
     def __init__(self, chunks: Sequence[Floats], categories: list[int], rows: int) -> None:
         import lightgbm
 
-        settings = {"feature_pre_filter": False, "verbosity": -1, "force_row_wise": True}
+        settings = {"feature_pre_filter": False, "verbosity": -1, "force_col_wise": True}
         # As a list: LightGBM bins the chunks one by one, and no copy of the whole is made.
         self.whole = lightgbm.Dataset(list(chunks), categorical_feature=categories, params=settings).construct()
         self.cut = rows - int(rows * INNER_SHARE)
-        self.fitted = self.whole.subset(range(self.cut)).construct()
-        self.inner = self.whole.subset(range(self.cut, rows)).construct()
+        self.fitted = self.whole.subset(list(range(self.cut))).construct()
+        self.inner = self.whole.subset(list(range(self.cut, rows))).construct()
 
 
 class _Fit:
@@ -242,7 +242,7 @@ class _Fit:
             "objective": "binary",
             "verbosity": -1,
             "deterministic": True,
-            "force_row_wise": True,
+            "force_col_wise": True,
             "seed": self.seed,
             "num_threads": torch.get_num_threads(),
             "feature_pre_filter": False,
