@@ -18,6 +18,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
         "recap train",
         "recap baselines",
         "recap evaluate",
+        "recap what-if",
         "recap rank",
         "recap schedule",
         "report",
@@ -40,6 +41,8 @@ def test_every_verb_has_help_with_an_example(tml: Any, verb: str) -> None:
         (["run", "--set", "weights.is_clik=1"], ["weights", "is_clik"]),
         (["simulate", "out", "--users", "1"], ["users", "1", "greater than or equal to 2"]),
         (["recap", "schedule", "--out", "x.pdf"], ["x.pdf", "found .pdf", "allowed are .png, .svg, .html"]),
+        (["recap", "what-if", "nowhere", "--set", "weights.is_like=0"], ["nowhere", "no config.yaml"]),
+        (["run", "--set", "evaluation.draws=3"], ["evaluation.draws", "3", "greater than or equal to 20"]),
         (["features", "--run-dir", "empty"], ["simulate is not finished", "tml simulate"]),
     ],
 )

@@ -13,6 +13,7 @@ from tml.projects.home.recap.calibration_maps import (
     calibrate_predictions,
     fit_calibration,
     halves,
+    isotonic,
 )
 
 rows = st.lists(
@@ -33,9 +34,18 @@ def test_isotonic_agrees_with_scikit_learn(examples) -> None:
         return
     reference = IsotonicRegression(out_of_bounds="clip").fit(p, y, sample_weight=w)
     grid = np.linspace(0, 1, 33)
-    found = fit_calibration("isotonic", y, p, w)
+    found = isotonic(*(column[np.argsort(p, kind="stable")] for column in (y, p, w)))
     np.testing.assert_allclose(found(grid), reference.predict(grid), atol=1e-9)
     assert CalibrationMap.from_json(found.to_json()) == found
+    never_certain = fit_calibration("isotonic", y, p, w)(grid)
+    assert (np.diff(never_certain) >= 0).all()
+    assert 0 < never_certain[0] <= never_certain[-1] < 1
+    assert (np.abs(never_certain - found(grid)) <= 0.5).all()
+
+
+def test_what_never_happened_is_unlikely_and_not_impossible() -> None:
+    found = fit_calibration("isotonic", [0] * 49 + [1, 0, 1], [0.1] * 49 + [0.5, 0.6, 0.7])
+    assert found([0.1, 0.55, 0.7]).tolist() == [0.01, 0.5, 0.75]
 
 
 def test_platt_agrees_with_scikit_learn_and_inverts_a_wrong_scale() -> None:

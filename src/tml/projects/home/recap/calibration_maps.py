@@ -1,7 +1,9 @@
 """Calibration fitted on held-out data: what a model's probability has to become to mean what it says.
 
 isotonic   the rising step function nearest to the labels, by pool-adjacent-violators (Ayer et al. 1955), linear between
-           the means of its pools, as scikit-learn's `IsotonicRegression` predicts between its thresholds
+           the means of its pools, as scikit-learn's `IsotonicRegression` predicts between its thresholds; but a pool
+           of n examples that are all alike says 1/(2n + 2) and not 0, for never seen is not impossible. It needs
+           hundreds of positives; for rarer engagements take the other
 platt      sigmoid(a·logit(p) + b) of least cross-entropy (Platt 1999), with his corrected targets, by Newton's method
 
 A weighted sum of probabilities is an expected worth only if each is right on its own scale. A map is fitted to examples
@@ -9,7 +11,7 @@ that are apart from those it is judged on: half of the viewers for the other hal
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -68,16 +70,30 @@ def fit_calibration(
     Example:
         >>> calibrate = fit_calibration("isotonic", [0, 1, 0, 1], [0.1, 0.2, 0.3, 0.4])
         >>> calibrate([0.1, 0.25, 0.4]).tolist()
-        [0.0, 0.5, 1.0]
+        [0.25, 0.5, 0.75]
     """
     examples = examples_that_count(labels, probabilities, weights)
     y, p, w = examples.labels.astype(np.float64), examples.probabilities, examples.weights
     if not 0 < y.sum() < len(y):
         return CalibrationMap("platt")
-    return _isotonic(y, p, w) if kind == "isotonic" else _platt(y, p, w)
+    return _never_certain(isotonic(y, p, w), p, w) if kind == "isotonic" else _platt(y, p, w)
 
 
-def _isotonic(y: Floats, p: Floats, w: Floats) -> CalibrationMap:
+def _never_certain(fitted: CalibrationMap, p: Floats, w: Floats) -> CalibrationMap:
+    """The map without 0 and 1: one certain and wrong prediction would cost more than all others gain."""
+    x, y = np.asarray(fitted.x), np.asarray(fitted.y)
+    inner = y[(y > 0) & (y < 1)]
+    for certain, end in ((0.0, inner.min(initial=0.5)), (1.0, inner.max(initial=0.5))):
+        at = y == certain
+        if at.any():
+            weight = float(w[(p >= x[at].min()) & (p <= x[at].max())].sum())
+            least = 1 / (2 * weight + 2)
+            y[at] = min(least, end) if certain == 0 else max(1 - least, end)
+    return replace(fitted, y=tuple(y.tolist()))
+
+
+def isotonic(y: Floats, p: Floats, w: Floats) -> CalibrationMap:
+    """The isotonic regression of labels `y` on rising `p`, weighted by `w`."""
     starts = np.flatnonzero(np.diff(p, prepend=-1.0))
     weight, total = np.add.reduceat(w, starts), np.add.reduceat(w * y, starts)
     # Each pool: its weight, its weighted labels, and where it begins among the distinct probabilities.
