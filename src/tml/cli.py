@@ -5,12 +5,13 @@ verb that needs them, so that `--help` answers at once.
 """
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tml.cli_job import Config, RunDir, Set
+from tml.cli_job import Config, ConfigOrRun, RunDir, Set
 from tml.cli_job import do_job as _job
 from tml.cli_job import example as _example
 from tml.cli_job import show as _print
@@ -131,10 +132,73 @@ def recap_train(config: Config = None, run_dir: RunDir = None, set_: Set = None)
     print(_job(config, run_dir, set_, "recap") / "recap" / "model.safetensors")
 
 
-@recap.command("evaluate", epilog=_example("tml recap evaluate examples/demo.yaml --run-dir runs/demo"))
-def recap_evaluate(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
-    """Say how good the ranker is on the held-out end of the log."""
-    _show_evaluation(_job(config, run_dir, set_, "evaluate"))
+@recap.command("evaluate", epilog=_example("tml recap evaluate runs/demo --against lightgbm --by posts.topic"))
+def recap_evaluate(
+    config: ConfigOrRun = None,
+    run_dir: RunDir = None,
+    set_: Set = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OTHER", help="A baseline, as lightgbm, or another run's folder.", show_default=False),
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Figures by author_size, viewer_activity, age or a feature's column."),
+    ] = None,
+) -> None:
+    """Say how good the ranker is on the held-out end of the log, and whether it is better than another.
+
+    With --against, differences and their intervals are printed and written to the run's comparisons/, as JSON, page and
+    picture.
+    """
+    folder = _job(config, run_dir, set_, "evaluate")
+    _show_evaluation(folder)
+    if by:
+        _show_segments(folder, by)
+    for other in against or ():
+        _show_comparison(folder, other)
+
+
+@recap.command("what-if", epilog=_example("tml recap what-if runs/demo --set weights.recap.engagement.is_replied=0"))
+def recap_what_if(
+    run_: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The folder of a run that was evaluated.", show_default=False)
+    ],
+    set_: Set = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write it as JSON, too.", show_default="RUN/what_if.json")
+    ] = None,
+) -> None:
+    """Re-rank held-out sessions under other weights, and say what moves."""
+    from tml.core.errors import ConfigError
+    from tml.core.files import write_json
+    from tml.pipeline import run_what_if
+    from tml.projects.home.recap.what_if import what_if_table
+
+    run = _load_run(run_)
+    changes = {}
+    for change in set_ or ():
+        name, equals, text = change.partition("=")
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not equals or not name.startswith("weights.") or value != value:
+            raise ConfigError(f"--set {change}: allowed here is weights.TASK=NUMBER")
+        changes[_task_named(name.removeprefix("weights."), run.config.tasks)] = value
+    if not changes:
+        raise ConfigError("--set: not given, needed is a weight to change, as weights.TASK=NUMBER")
+    result = run_what_if(run, changes)
+    path = out or run_ / "what_if.json"
+    write_json(path, result)
+    _print(what_if_table(result))
+    print(path)
+
+
+@recap.command("baselines", epilog=_example("tml recap baselines examples/demo.yaml --run-dir runs/demo"))
+def recap_baselines(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
+    """Fit what the ranker must beat: base rate, popularity, logistic regression, LightGBM."""
+    print(_job(config, run_dir, set_, "baselines") / "baselines" / "predictions.parquet")
 
 
 @recap.command("rank", epilog=_example("tml recap rank examples/demo.yaml --run-dir runs/demo"))
@@ -198,6 +262,52 @@ def _show_evaluation(folder: Path) -> None:
 
     evaluation = read_json(folder / "evaluation.json")
     _print(evaluation_table(evaluation), ranking_table(evaluation))
+
+
+def _load_run(folder: Path) -> Any:
+    """The run of a folder, by its own config."""
+    from tml.core.config import load_config
+    from tml.core.errors import MissingStage
+    from tml.pipeline import Run, RunConfig
+
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise MissingStage(f"{folder}: found no config.yaml, allowed is the folder of a run; `tml run` makes one")
+    return Run(load_config(RunConfig, config), folder)
+
+
+def _task_named(name: str, tasks: Iterable[str]) -> str:
+    """The task of a name that may lack the published prefix."""
+    from tml.projects.home.recap.names import PREFIX
+
+    return f"{PREFIX}{name}" if name not in tasks and f"{PREFIX}{name}" in tasks else name
+
+
+def _show_segments(folder: Path, names: list[str]) -> None:
+    from tml.core.files import read_json, write_json
+    from tml.pipeline import run_segments
+    from tml.projects.home.recap.evaluate_segments import segment_table
+
+    found = run_segments(_load_run(folder), names)
+    evaluation = read_json(folder / "evaluation.json")
+    write_json(folder / "evaluation.json", {**evaluation, "segments": {**evaluation.get("segments", {}), **found}})
+    _print(*(segment_table(name, buckets) for name, buckets in found.items()))
+
+
+def _show_comparison(folder: Path, other: str) -> None:
+    from tml.core.files import write_json
+    from tml.pipeline import run_comparison
+    from tml.projects.home.recap.compare import comparison_table
+    from tml.report.comparison import write_comparison_picture
+
+    comparison = run_comparison(_load_run(folder), other)
+    name = Path(other).resolve().name if "/" in other else other
+    target = folder / "comparisons" / name
+    write_json(target.with_suffix(".json"), comparison)
+    for suffix in (".html", ".png"):
+        write_comparison_picture(comparison, name, target.with_suffix(suffix))
+    _print(comparison_table(comparison, name))
+    print(target.with_suffix(".json"))
 
 
 def _show_timeline(folder: Path) -> None:

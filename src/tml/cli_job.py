@@ -13,6 +13,14 @@ Config = Annotated[
         metavar="[CONFIG.yaml]", help="The job; left out, the default job on a simulated log.", show_default=False
     ),
 ]
+ConfigOrRun = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[RUN|CONFIG.yaml]",
+        help="A run's folder, or a job; left out, the default job on a simulated log.",
+        show_default=False,
+    ),
+]
 RunDir = Annotated[
     Path | None,
     typer.Option("--run-dir", metavar="DIR", help="Where everything is written.", show_default="runs/NAME-OF-CONFIG"),
@@ -32,6 +40,9 @@ def do_job(config: Path | None, run_dir: Path | None, overrides: list[str] | Non
     from tml.core.config import load_config
     from tml.pipeline import RunConfig, run_job
 
+    if config is not None and config.is_dir():
+        # A run's folder holds the job that made it.
+        config, run_dir = config / "config.yaml", run_dir or config
     loaded = load_config(RunConfig, config, overrides or ())
     folder = run_dir or Path("runs") / (config.stem if config else "default")
     try:
