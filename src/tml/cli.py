@@ -5,13 +5,15 @@ verb that needs them, so that `--help` answers at once.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from tml.core.errors import DataError, UserError
+from tml.core.errors import ConfigError, DataError, UserError
 
 app = typer.Typer(
     help="From an engagement log to a ranked timeline.",
@@ -50,14 +52,47 @@ def _job(config: Path | None, run_dir: Path | None, overrides: list[str] | None,
     """Load the config, do the job or one stage of it, return the run folder."""
     from tml.core.config import load_config
     from tml.pipeline import RunConfig, run_job
+    from tml.projects.home.recap.published_config import is_published
 
+    if is_published(config):
+        raise ConfigError(
+            f"{config}: found a published configuration, which has no stages; allowed with it are `tml recap train`, "
+            "`tml recap evaluate` and `tml recap schedule`"
+        )
     loaded = load_config(RunConfig, config, overrides or ())
     folder = run_dir or Path("runs") / (config.stem if config else "default")
-    try:
+    with _may_be_stopped():
         run_job(loaded, folder, only)
+    return folder
+
+
+@contextmanager
+def _may_be_stopped() -> Iterator[None]:
+    try:
+        yield
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None
+
+
+def _published(config: Path | None, run_dir: Path | None, overrides: list[str] | None, train: bool) -> Path | None:
+    """Train or evaluate where the config is a published one, and return the run folder; None where it is a job."""
+    from tml.projects.home.recap.published_config import PublishedConfig, is_published
+
+    if config is None or not is_published(config):
+        return None
+    from tml.core.config import load_config
+    from tml.core.distributed import is_first_rank, process_group
+    from tml.projects.home.recap.published import evaluate_published, train_published
+    from tml.projects.home.recap.published_evaluation import evaluation_tables
+
+    loaded = load_config(PublishedConfig, config, overrides or ())
+    folder = run_dir or loaded.training.save_dir or Path("runs") / config.stem
+    with _may_be_stopped(), process_group():
+        evaluation = (train_published if train else evaluate_published)(loaded, folder)
+        if is_first_rank():
+            _print(*evaluation_tables(evaluation))
+            print(folder / ("recap/model.safetensors" if train else "evaluation.json"))
     return folder
 
 
@@ -155,6 +190,21 @@ def data_convert(
     print(converted.result)
 
 
+@data.command("synthesize", epilog=_example("tml data synthesize published-data --rows 20000 --days 4"))
+def data_synthesize(
+    out: Annotated[Path, typer.Argument(help="The folder to write to; what is there is replaced.", show_default=False)],
+    rows: Annotated[int, typer.Option(min=1, help="Rows in all; 1,000 are some 11 MB.")] = 20_000,
+    files: Annotated[int, typer.Option(min=1, help="Files in all.")] = 16,
+    days: Annotated[int, typer.Option(min=1, help="Folders by day, from 2022/10/01 on.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")] = 0,
+) -> None:
+    """Write random data in the published form, with labels to learn: schema.json and gzip TFRecords."""
+    from tml.data.segdense import generate
+
+    generate(out, rows, seed, files, days)
+    print(out)
+
+
 @twhin.command("train", epilog=_example("tml twhin train examples/demo.yaml --run-dir runs/demo"))
 def twhin_train(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
     """Learn embeddings from what happened before the ranker's training starts."""
@@ -163,13 +213,22 @@ def twhin_train(config: Config = None, run_dir: RunDir = None, set_: Set = None)
 
 @recap.command("train", epilog=_example("tml recap train examples/demo.yaml --run-dir runs/demo"))
 def recap_train(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
-    """Train the Heavy Ranker on the example dataset."""
+    """Train the Heavy Ranker on the example dataset, or as a published configuration says on published TFRecords.
+
+    The same command goes on with a training that was stopped. Under torchrun several processes train together.
+    """
+    published = _published(config, run_dir, set_, train=True)
+    if published is not None:
+        return
     print(_job(config, run_dir, set_, "recap") / "recap" / "model.safetensors")
 
 
 @recap.command("evaluate", epilog=_example("tml recap evaluate examples/demo.yaml --run-dir runs/demo"))
 def recap_evaluate(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
-    """Say how good the ranker is on the held-out end of the log."""
+    """Say how good the ranker is on the held-out end of the log, or on every validation set of a published config."""
+    published = _published(config, run_dir, set_, train=False)
+    if published is not None:
+        return
     _show_evaluation(_job(config, run_dir, set_, "evaluate"))
 
 

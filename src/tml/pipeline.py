@@ -7,11 +7,9 @@ all that its output depends on. A stage whose mark still fits is skipped, so a r
 was, and a changed setting runs again what depends on it and nothing else.
 """
 
-import fcntl
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +21,9 @@ from rich.console import Console
 
 from tml import __version__
 from tml.core.config import BaseConfig, fingerprint, one_of, to_yaml
-from tml.core.errors import MissingStage, UserError
+from tml.core.errors import MissingStage
 from tml.core.files import read_json, remove, write_json, write_text
+from tml.core.lock import alone
 from tml.data.config import LogConfig, TaskConfig, published_tasks
 from tml.data.log import Log, log_fingerprint, open_log
 from tml.features.build import build_examples, train_start
@@ -254,7 +253,7 @@ def run_job(config: RunConfig, folder: Path, only: str | None = None) -> None:
     """
     run, console = Run(config, folder), Console(stderr=True, highlight=False)
     marks: dict[str, str] = {}
-    with _alone(folder):
+    with alone(folder):
         for stage in stages_of(config):
             before = [marks[name] for name in stage.after if name in marks]
             marks[stage.name] = fingerprint(__version__, stage.name, before, stage.settings(run))
@@ -294,21 +293,3 @@ def _mark_path(run: Run, stage: Stage) -> Path:
 def _is_finished(run: Run, stage: Stage, mark: str) -> bool:
     path = _mark_path(run, stage)
     return path.is_file() and (run.folder / stage.output).exists() and bool(read_json(path)["fingerprint"] == mark)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the run folder: two jobs in one folder would write over each other."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"{folder}: not a folder that can be written to ({error.strerror})") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder}: another tml is at work in this run folder; wait for it or take another"
-            ) from None
-        yield

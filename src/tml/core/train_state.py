@@ -92,7 +92,7 @@ class TrainState:
         Raises:
             DataError: the model of the checkpoint is another one.
         """
-        _load_model(unwrap(self.model), state["model"])
+        load_model(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler:
             self.scheduler.load_state_dict(state["scheduler"])
@@ -143,7 +143,13 @@ class TrainState:
         self._sums, self.logged = {}, self.step
 
 
-def _load_model(model: nn.Module, saved: Mapping[str, torch.Tensor]) -> None:
+def load_model(model: nn.Module, saved: Mapping[str, torch.Tensor]) -> None:
+    """Give a model, bare or wrapped, the parameters and buffers that were saved of one.
+
+    Raises:
+        DataError: they are of another model, with the names.
+    """
+    model = unwrap(model)
     own = model.state_dict()
     differences = {
         "missing": own.keys() - saved.keys(),

@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from tml.core.config import BaseConfig
+from tml.core.config import BaseConfig, load_config
 from tml.core.errors import ConfigError
 from tml.core.training import TrainingConfig
 from tml.data.segdense.config import SegdenseConfig
@@ -212,5 +212,20 @@ class PublishedConfig(BaseConfig):
         return list(dict.fromkeys(names))
 
 
-SECTIONS = ("training", "train_data", "validation_data")
-"""What tells a published configuration from a job of this package, which has none of them."""
+class _Sections(BaseConfig):
+    """The sections that a job of this package has none of."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    training: Any = None
+    train_data: Any = None
+    validation_data: Any = None
+
+
+def is_published(path: Path | None) -> bool:
+    """Whether a config file is a published configuration and no job of this package.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    return path is not None and bool(load_config(_Sections, path).model_fields_set)

@@ -1,0 +1,210 @@
+"""From published records to the ranker's batches: which features are read, how wide they are, how tasks were sampled.
+
+Of the records only what the model reads is parsed: the vectors `continuous` and `binary`, every renamed vector of floats
+as an embedding, and what else the model's config names. A set's probabilities are corrected for sampling once, to the
+rates of that set: where training kept the share r of a task's negatives and the set the share s, by r/s.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tml.core.distributed import gathered, ranks
+from tml.core.errors import ConfigError
+from tml.data.examples import VECTORS
+from tml.data.segdense import SegdenseReader, read_schema
+from tml.data.segdense.columns import SegdenseColumns
+from tml.data.segdense.schema import FeatureNames
+from tml.data.tf_example_columns import VARIABLE
+from tml.projects.home.recap.calibration import sampling_ratio
+from tml.projects.home.recap.config import InputShapes, ModelConfig
+from tml.projects.home.recap.published_config import PublishedConfig, PublishedData
+
+STATISTICS_ROWS = 20_000
+"""Training rows from which the mean and the deviation of features are taken, where the model needs them."""
+
+
+class PublishedInputs:
+    """What the model of a config reads of its data sets.
+
+    Args:
+        config: a published configuration.
+
+    Raises:
+        ConfigError: a feature that the model needs and the data lacks, or a validation set of another width.
+        DataError: a schema or a mask that cannot be read.
+    """
+
+    def __init__(self, config: PublishedConfig) -> None:
+        assert config.model.tasks is not None
+        self.config, self.model, self.tasks = config, config.model, tuple(config.model.tasks)
+        self.widths = self._widths("train_data", config.train_data)
+        for name, data in config.validation_data.items():
+            found, field = self._widths(f"validation_data.{name}", data), f"validation_data.{name}"
+            if found != self.widths:
+                odd = next(feature for feature in self.widths if found.get(feature) != self.widths[feature])
+                raise ConfigError(
+                    f"{field}: found {found.get(odd)} elements of {odd}, allowed are the {self.widths[odd]} of train_data"
+                )
+
+    def shapes(self) -> InputShapes:
+        """The widths of the inputs, and what else the model needs to know of the training data."""
+        discrete = (1,) * self.widths.get("discrete", 0)
+        mean, deviation = self._statistics() if self.model.featurization_config.z_score_log_config else ((), ())
+        return InputShapes(
+            continuous=self.widths["continuous"],
+            binary=self.widths.get("binary", 0),
+            discrete=_sizes(self.model, discrete),
+            embeddings={name: self.widths[name] for name in self._embeddings(self.config.train_data)},
+            tasks=self.tasks,
+            log_mean=mean,
+            log_deviation=deviation,
+        )
+
+    def reader(self, data: PublishedData, epochs: int | None = None) -> "PublishedReader":
+        """The batches of this rank of a data set; epoch after epoch, where no number is given."""
+        rank, world_size = ranks()
+        rows = data.rows_a_rank(world_size)
+        return PublishedReader(self._segdense(data, rows, rank, world_size, epochs))
+
+    def _segdense(
+        self, data: PublishedData, rows: int, rank: int = 0, world_size: int = 1, epochs: int | None = None
+    ) -> SegdenseReader:
+        schema = data.seg_dense_schema.model_copy(update={"features": tuple(self._features(data))})
+        read = data.model_copy(update={"seg_dense_schema": schema})
+        return SegdenseReader(read, self.tasks, rows, self.config.seed, rank, world_size, epochs)
+
+    def _widths(self, field: str, data: PublishedData) -> dict[str, int]:
+        schema = data.seg_dense_schema
+        read = schema.model_copy(update={"features": tuple(self._features(data))})
+        found = SegdenseColumns(_names(data), read, data.preprocess).widths
+        for name in _needed(self.model):
+            if name not in found:
+                raise ConfigError(
+                    f"{field}.seg_dense_schema: found no {name}, which the model reads; renamed_features can give a "
+                    "feature this name"
+                )
+        return found
+
+    def _features(self, data: PublishedData) -> list[str]:
+        """What is read, by the names in a batch."""
+        names, listed = _names(data), data.seg_dense_schema.features
+        extracted = data.preprocess.extract_features
+        made = {each.name for each in extracted.extract_feature_table} if extracted else set()
+        wanted = [*_needed(self.model), "binary", *self._embeddings(data)]
+        given = None if listed is None else {names.shown(names.find(name, "features")) for name in listed}
+        known = {names.shown(feature) for feature in names.schema.values()}
+        read = [name for name in dict.fromkeys(wanted) if name in known and name not in made]
+        return [name for name in read if given is None or name in given]
+
+    def _embeddings(self, data: PublishedData) -> list[str]:
+        names = _names(data)
+        found = []
+        for name in data.seg_dense_schema.renamed_features:
+            feature = names.find(name, f"renamed_features.{name}")
+            is_read = data.seg_dense_schema.features is None or bool(
+                {name, feature.name} & set(data.seg_dense_schema.features)
+            )
+            if name not in VECTORS and feature.dtype == "float_list" and feature.length != VARIABLE and is_read:
+                found.append(name)
+        return found
+
+    def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The mean and the deviation of the continuous columns' signed logarithms, the same on every rank."""
+        count, total, squares = 0, 0.0, 0.0
+        for batch in PublishedReader(self._segdense(self.config.train_data, 1_000, epochs=1)):
+            x = torch.nan_to_num(batch["continuous"].double(), nan=0.0, posinf=0.0, neginf=0.0)
+            logs = torch.copysign(torch.log1p(x.abs()), x)
+            count, total, squares = count + len(x), total + logs.sum(dim=0), squares + logs.square().sum(dim=0)
+            if count >= STATISTICS_ROWS:
+                break
+        mean = torch.as_tensor(total) / count
+        deviation = (torch.as_tensor(squares) / count - mean.square()).clamp(min=0).sqrt()
+        return tuple(mean.tolist()), tuple(deviation.tolist())
+
+
+class PublishedReader:
+    """The batches of a `SegdenseReader` as the ranker takes them; its position is the reader's."""
+
+    def __init__(self, reader: SegdenseReader) -> None:
+        self.reader = reader
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        for batch in self.reader:
+            rows = len(batch["continuous"])
+            batch.setdefault("binary", torch.zeros(rows, 0))
+            # A feature of one value is a column, a vector has two dimensions.
+            yield {
+                name: values[:, 0] if name not in VECTORS and values.shape[1:] == (1,) else values
+                for name, values in batch.items()
+            }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position behind the batch given last."""
+        return self.reader.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a position."""
+        self.reader.load_state_dict(state)
+
+
+def sampling_ratios(data: PublishedData, reader: PublishedReader) -> dict[str, float]:
+    """By task, how many times rarer negatives are in the batches than in the log; every rank must call it.
+
+    It is what the data set says of itself (`tasks`) times what `downsample_negatives` did, as counted so far.
+    """
+    counted: dict[str, list[int]] = {}
+    for counts in gathered(reader.reader.sampling_counts):
+        for task, values in counts.items():
+            counted[task] = [a + b for a, b in zip(values, counted.get(task, [0] * 4), strict=True)]
+    return {task: sampled.ratio * _measured(counted.get(task)) for task, sampled in data.tasks.items()}
+
+
+def _measured(counts: list[int] | None) -> float:
+    positives, negatives, positives_kept, negatives_kept = counts or [0] * 4
+    if not positives_kept or not negatives_kept:
+        return 1.0
+    return sampling_ratio(positives_kept / positives, negatives_kept / negatives)
+
+
+def _names(data: PublishedData) -> FeatureNames:
+    schema = data.seg_dense_schema
+    return FeatureNames(read_schema(schema.schema_path), schema.renamed_features)
+
+
+def _needed(model: ModelConfig) -> list[str]:
+    """The features that the model's config names, beside the binary ones and the embeddings."""
+    needed = ["continuous"]
+    debias = model.position_debias_config
+    applies = [task.applies_if for task in (model.tasks or {}).values() if task.applies_if]
+    by_index = debias is not None and debias.position_feature_index is not None
+    if model.small_embeddings or model.stratifiers or by_index or any(each.startswith("discrete") for each in applies):
+        needed.append("discrete")
+    if debias is not None and not by_index:
+        needed.append("position")
+    if model.large_embeddings:
+        needed += [table.column for table in model.large_embeddings.tables]
+    return list(dict.fromkeys(needed))
+
+
+def _sizes(model: ModelConfig, unknown: tuple[int, ...]) -> tuple[int, ...]:
+    """The number of values of each discrete column: published data does not say it, so the config must."""
+    if model.small_embeddings is None:
+        return unknown
+    sizes = list(unknown)
+    for number, table in enumerate(model.small_embeddings.tables or ()):
+        if table.num_embeddings is None or table.index >= len(sizes):
+            found = f"index {table.index} of {len(sizes)} elements" if table.num_embeddings else "no num_embeddings"
+            raise ConfigError(
+                f"model.small_embeddings.tables.{number}: found {found}, needed are an element of the discrete vector "
+                "and the number of its values, which published data does not say"
+            )
+        sizes[table.index] = table.num_embeddings
+    if not model.small_embeddings.tables:
+        raise ConfigError(
+            "model.small_embeddings.tables: not given, needed is a list of elements of the discrete vector, each with "
+            "the number of its values, which published data does not say"
+        )
+    return tuple(sizes)
