@@ -122,7 +122,9 @@ def _start(config: PublishedConfig, inputs: PublishedInputs, folder: Path) -> tu
                 f"{checkpoint.step_of(found[-1])}), allowed are the same settings of model, data and optimizer, or "
                 "another folder"
             )
-        if config.training.initial_checkpoint_dir is not None:
+        if config.training.initial_checkpoint_dir is None:
+            model.initialise_biases(inputs.base_rates())
+        else:
             load_model(objective, _initial_weights(config.training.initial_checkpoint_dir))
     elif state.step > config.training.num_train_steps:
         raise ConfigError(

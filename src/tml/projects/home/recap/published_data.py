@@ -1,10 +1,11 @@
-"""From published records to the ranker's batches: which features are read, how wide they are, how tasks were sampled.
+"""From published records to the ranker's batches: what is read, how wide it is, how tasks were sampled.
 
-Of the records only what the model reads is parsed: the vectors `continuous` and `binary`, every renamed vector of floats
-as an embedding, and what else the model's config names. A set's probabilities are corrected for sampling once, to the
-rates of that set: where training kept the share r of a task's negatives and the set the share s, by r/s.
+Of the records only what the model reads is parsed: the vectors `continuous` and `binary`, every renamed vector of
+floats as an embedding, and what else the model's config names. A set's probabilities are corrected for sampling once,
+to the rates of that set: where training kept the share r of a task's negatives and the set the share s, by r/s.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,8 +23,8 @@ from tml.projects.home.recap.calibration import sampling_ratio
 from tml.projects.home.recap.config import InputShapes, ModelConfig
 from tml.projects.home.recap.published_config import PublishedConfig, PublishedData
 
-STATISTICS_ROWS = 20_000
-"""Training rows from which the mean and the deviation of features are taken, where the model needs them."""
+STATISTICS_ROWS, STATISTICS_BATCH = 20_000, 1_000
+"""Training rows from which base rates are taken, and, where the model needs them, means and deviations of features."""
 
 
 class PublishedInputs:
@@ -45,9 +46,8 @@ class PublishedInputs:
             found, field = self._widths(f"validation_data.{name}", data), f"validation_data.{name}"
             if found != self.widths:
                 odd = next(feature for feature in self.widths if found.get(feature) != self.widths[feature])
-                raise ConfigError(
-                    f"{field}: found {found.get(odd)} elements of {odd}, allowed are the {self.widths[odd]} of train_data"
-                )
+                of_training = f"the {self.widths[odd]} of train_data"
+                raise ConfigError(f"{field}: found {found.get(odd)} elements of {odd}, allowed are {of_training}")
 
     def shapes(self) -> InputShapes:
         """The widths of the inputs, and what else the model needs to know of the training data."""
@@ -111,17 +111,28 @@ class PublishedInputs:
                 found.append(name)
         return found
 
+    def base_rates(self) -> dict[str, float]:
+        """About the mean label of each task in training, never 0 or 1, the same on every rank.
+
+        One example that is half positive is added, since few rows may have no positive of a rare task.
+        """
+        labels = torch.cat([torch.stack([batch[t] for t in self.tasks], dim=1) for batch in self._first_rows()])
+        rates = (labels.double().sum(dim=0) + 0.5) / (len(labels) + 1)
+        return dict(zip(self.tasks, rates.tolist(), strict=True))
+
+    def _first_rows(self) -> Iterator[dict[str, Tensor]]:
+        reader = PublishedReader(self._segdense(self.config.train_data, STATISTICS_BATCH, epochs=1))
+        return itertools.islice(reader, STATISTICS_ROWS // STATISTICS_BATCH)
+
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The mean and the deviation of the continuous columns' signed logarithms, the same on every rank."""
-        count, total, squares = 0, 0.0, 0.0
-        for batch in PublishedReader(self._segdense(self.config.train_data, 1_000, epochs=1)):
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        for batch in self._first_rows():
             x = torch.nan_to_num(batch["continuous"].double(), nan=0.0, posinf=0.0, neginf=0.0)
             logs = torch.copysign(torch.log1p(x.abs()), x)
             count, total, squares = count + len(x), total + logs.sum(dim=0), squares + logs.square().sum(dim=0)
-            if count >= STATISTICS_ROWS:
-                break
-        mean = torch.as_tensor(total) / count
-        deviation = (torch.as_tensor(squares) / count - mean.square()).clamp(min=0).sqrt()
+        mean = total / count
+        deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
         return tuple(mean.tolist()), tuple(deviation.tolist())
 
 
