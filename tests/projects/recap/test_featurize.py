@@ -14,7 +14,8 @@ from tml.projects.home.recap.config import (
     LayerNormConfig,
     ModelConfig,
 )
-from tml.projects.home.recap.featurize import DoubleNormLog, Featurization, SmallEmbeddings, UnbiasedBatchNorm
+from tml.projects.home.recap.discrete import SmallEmbeddings
+from tml.projects.home.recap.featurize import DoubleNormLog, Featurization, UnbiasedBatchNorm
 
 ROWS, CONTINUOUS, BINARY = 40, 5, 3
 
