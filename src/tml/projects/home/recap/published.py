@@ -107,8 +107,7 @@ def _written(evaluation: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 def _start(config: PublishedConfig, inputs: PublishedInputs, folder: Path) -> tuple[TrainState, HeavyRanker]:
     """Model, optimizer and batches, where the last checkpoint left them."""
-    generator = torch.Generator().manual_seed(config.seed)
-    model = HeavyRanker(config.model, inputs.shapes(), generator)
+    model = HeavyRanker(config.model, inputs.shapes(), torch.Generator().manual_seed(config.seed))
     objective = data_parallel(RankerLoss(model).to(pick_device()))
     optimizer, scheduler = build_optimizer(objective, config.optimizer)
     # Ranks drop different units.
@@ -122,10 +121,7 @@ def _start(config: PublishedConfig, inputs: PublishedInputs, folder: Path) -> tu
                 f"{checkpoint.step_of(found[-1])}), allowed are the same settings of model, data and optimizer, or "
                 "another folder"
             )
-        if config.training.initial_checkpoint_dir is None:
-            model.initialise_biases(inputs.base_rates())
-        else:
-            load_model(objective, _initial_weights(config.training.initial_checkpoint_dir))
+        _first_weights(config, inputs, model)
     elif state.step > config.training.num_train_steps:
         raise ConfigError(
             f"training.num_train_steps: found {config.training.num_train_steps}, but {folder} is trained to step "
@@ -134,8 +130,19 @@ def _start(config: PublishedConfig, inputs: PublishedInputs, folder: Path) -> tu
     return state, model
 
 
+def _first_weights(config: PublishedConfig, inputs: PublishedInputs, model: HeavyRanker) -> None:
+    """Where a new training begins: at a checkpoint's weights, or with towers that say their base rates."""
+    if config.training.initial_checkpoint_dir is not None:
+        load_model(model, _initial_weights(config.training.initial_checkpoint_dir))
+        return
+    model.initialise_biases(inputs.base_rates())
+    large = model.featurization.large
+    if large is not None and large.needs_counts:
+        large.keep_frequent(inputs.whole_epoch())
+
+
 def _initial_weights(folder: Path) -> dict[str, Tensor]:
-    """The parameters of the newest checkpoint in or below a folder, or of the trained model in it."""
+    """The ranker's parameters in the newest checkpoint in or below a folder, or in the trained model there."""
     if (folder / checkpoint.STATE).is_file():
         return _of_checkpoint(folder)
     for place in (folder, folder / "checkpoints", folder / RECAP / "checkpoints"):
@@ -145,15 +152,15 @@ def _initial_weights(folder: Path) -> dict[str, Tensor]:
     for path in (folder / MODEL, folder / RECAP / MODEL):
         if path.is_file():
             try:
-                return {f"model.{name}": value for name, value in load_file(path).items()}
+                return load_file(path)
             except SafetensorError as error:
                 raise DataError(f"{path}: not a ranker's model file ({error})") from None
     raise MissingStage(f"training.initial_checkpoint_dir: found no checkpoint in {folder}, needed is one")
 
 
 def _of_checkpoint(path: Path) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = checkpoint.load(path)["model"]
-    return weights
+    prefix, weights = "model.", checkpoint.load(path)["model"]
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
 def _training_mark(config: PublishedConfig) -> str:

@@ -6,7 +6,7 @@ to the rates of that set: where training kept the share r of a task's negatives 
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ from tml.data.examples import VECTORS
 from tml.data.segdense import SegdenseReader, read_schema
 from tml.data.segdense.columns import SegdenseColumns
 from tml.data.segdense.schema import FeatureNames
-from tml.data.tf_example_columns import VARIABLE
 from tml.projects.home.recap.calibration import sampling_ratio
 from tml.projects.home.recap.config import InputShapes, ModelConfig
+from tml.projects.home.recap.large_embeddings import NO_ID
 from tml.projects.home.recap.published_config import PublishedConfig, PublishedData
 
 STATISTICS_ROWS, STATISTICS_BATCH = 20_000, 1_000
@@ -67,7 +67,15 @@ class PublishedInputs:
         """The batches of this rank of a data set; epoch after epoch, where no number is given."""
         rank, world_size = ranks()
         rows = data.rows_a_rank(world_size)
-        return PublishedReader(self._segdense(data, rows, rank, world_size, epochs))
+        return self._as_batches(self._segdense(data, rows, rank, world_size, epochs))
+
+    def whole_epoch(self) -> "PublishedReader":
+        """All training rows once, alike on every rank."""
+        return self._as_batches(self._segdense(self.config.train_data, STATISTICS_BATCH, epochs=1))
+
+    def _as_batches(self, reader: SegdenseReader) -> "PublishedReader":
+        large = self.model.large_embeddings
+        return PublishedReader(reader, tuple(table.column for table in large.tables) if large else ())
 
     def _segdense(
         self, data: PublishedData, rows: int, rank: int = 0, world_size: int = 1, epochs: int | None = None
@@ -107,7 +115,8 @@ class PublishedInputs:
             is_read = data.seg_dense_schema.features is None or bool(
                 {name, feature.name} & set(data.seg_dense_schema.features)
             )
-            if name not in VECTORS and feature.dtype == "float_list" and feature.length != VARIABLE and is_read:
+            # VARIABLE is negative.
+            if name not in VECTORS and feature.dtype == "float_list" and feature.length > 1 and is_read:
                 found.append(name)
         return found
 
@@ -121,8 +130,7 @@ class PublishedInputs:
         return dict(zip(self.tasks, rates.tolist(), strict=True))
 
     def _first_rows(self) -> Iterator[dict[str, Tensor]]:
-        reader = PublishedReader(self._segdense(self.config.train_data, STATISTICS_BATCH, epochs=1))
-        return itertools.islice(reader, STATISTICS_ROWS // STATISTICS_BATCH)
+        return itertools.islice(self.whole_epoch(), STATISTICS_ROWS // STATISTICS_BATCH)
 
     def _statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The mean and the deviation of the continuous columns' signed logarithms, the same on every rank."""
@@ -137,20 +145,31 @@ class PublishedInputs:
 
 
 class PublishedReader:
-    """The batches of a `SegdenseReader` as the ranker takes them; its position is the reader's."""
+    """The batches of a `SegdenseReader` as the ranker takes them; its position is the reader's.
 
-    def __init__(self, reader: SegdenseReader) -> None:
-        self.reader = reader
+    Floats are float32 again, whatever `downcast` made of them: it is there to see what less precision costs.
+
+    Args:
+        reader: of published data.
+        ids: features that are ids, where the default 0 stands for none.
+    """
+
+    def __init__(self, reader: SegdenseReader, ids: Sequence[str] = ()) -> None:
+        self.reader, self.ids = reader, frozenset(ids)
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         for batch in self.reader:
-            rows = len(batch["continuous"])
-            batch.setdefault("binary", torch.zeros(rows, 0))
-            # A feature of one value is a column, a vector has two dimensions.
-            yield {
-                name: values[:, 0] if name not in VECTORS and values.shape[1:] == (1,) else values
-                for name, values in batch.items()
-            }
+            batch.setdefault("binary", torch.zeros(len(batch["continuous"]), 0))
+            yield {name: self._input(name, values) for name, values in batch.items()}
+
+    def _input(self, name: str, values: Tensor) -> Tensor:
+        if name in VECTORS:
+            return values.to(VECTORS[name])
+        # A feature of one value is a column, a vector has two dimensions.
+        column = values[:, 0] if values.shape[1:] == (1,) else values
+        if name in self.ids:
+            return torch.where(column == 0, NO_ID, column.long())
+        return column.long() if name == "position" else column.float()
 
     def state_dict(self) -> dict[str, Any]:
         """The position behind the batch given last."""
@@ -167,6 +186,8 @@ def sampling_ratios(data: PublishedData, reader: PublishedReader) -> dict[str, f
     It is what the data set says of itself (`tasks`) times what `downsample_negatives` did, as counted so far.
     """
     counted: dict[str, list[int]] = {}
+    if data.preprocess.downsample_negatives is None:
+        return {task: sampled.ratio for task, sampled in data.tasks.items()}
     for counts in gathered(reader.reader.sampling_counts):
         for task, values in counts.items():
             counted[task] = [a + b for a, b in zip(values, counted.get(task, [0] * 4), strict=True)]

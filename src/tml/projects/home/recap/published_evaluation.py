@@ -7,7 +7,7 @@ collects what its share of the rows says, and the metrics are of all ranks' rows
 import itertools
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -75,22 +75,19 @@ class ValidationSets:
         labels, probabilities, complete = self._predict(name, data, model, reader)
         # Only now is it known what `downsample_negatives` did to the set.
         of_set = sampling_ratios(data, reader)
-        metrics = {}
+        own = [BinaryMetrics() for _ in data.evaluated]
         for number, task in enumerate(data.evaluated):
             logits = torch.logit(probabilities[number].double())
             corrected = calibrated_probabilities(logits, of_training[task] / of_set[task])
-            own = BinaryMetrics()
-            own.update(labels[number].numpy(), corrected.numpy())
-            merged = BinaryMetrics()
-            for of_rank in gathered(own):
-                merged.merge(of_rank)
-            metrics[task] = merged.compute()
-        rows, all_complete = gathered(labels.shape[1]), gathered(complete)
-        return {
-            "examples": sum(rows),
-            "complete": all(all_complete),
-            "tasks": {task: _as_model(result) for task, result in metrics.items()},
-        }
+            own[number].update(labels[number].numpy(), corrected.numpy())
+        merged = [BinaryMetrics() for _ in data.evaluated]
+        rows, all_complete = 0, True
+        for of_rank, count, is_whole in gathered((own, labels.shape[1], complete)):
+            rows, all_complete = rows + count, all_complete and is_whole
+            for metrics, others in zip(merged, of_rank, strict=True):
+                metrics.merge(others)
+        tasks = {task: _as_model(metrics.compute()) for task, metrics in zip(data.evaluated, merged, strict=True)}
+        return {"examples": rows, "complete": all_complete, "tasks": tasks}
 
     def _predict(
         self, name: str, data: PublishedData, model: HeavyRanker, reader: PublishedReader
@@ -99,12 +96,12 @@ class ValidationSets:
         training, device = self.config.training, next(model.parameters()).device
         labels, probabilities, start = [], [], time.monotonic()
         is_late = False
-        batches: Iterable[dict[str, Tensor]] = itertools.islice(reader, training.num_eval_steps)
+        batches = itertools.islice(reader, training.num_eval_steps)
         with progress(f"evaluate {name}", training.num_eval_steps, "batches", shown=is_first_rank()) as bar:
             for batch in batches:
                 said = model.probabilities({feature: values.to(device) for feature, values in batch.items()})
                 probabilities.append(torch.stack([said[task] for task in data.evaluated]).float().cpu())
-                labels.append(torch.stack([batch[task] for task in data.evaluated]))
+                labels.append(self._labels_that_count(batch, data, model))
                 bar.advance(1)
                 limit = training.eval_timeout_in_s
                 if limit is not None and time.monotonic() - start > limit:
@@ -116,6 +113,14 @@ class ValidationSets:
                 f"evaluate {name}: stopped after {limit:g} s and {rows:,} examples (eval_timeout_in_s)", file=sys.stderr
             )
         return torch.cat(labels, dim=1), torch.cat(probabilities, dim=1), not is_late
+
+    def _labels_that_count(self, batch: Mapping[str, Tensor], data: PublishedData, model: HeavyRanker) -> Tensor:
+        """(tasks, rows), NaN where a task does not apply."""
+        applies = model.applies(batch)
+        labels = torch.stack([batch[task] for task in model.tasks])
+        if applies is not None:
+            labels = torch.where(applies.T, labels, torch.nan)
+        return labels[[model.tasks.index(task) for task in data.evaluated]]
 
 
 def _as_model(result: BinaryResult) -> dict[str, Any]:
