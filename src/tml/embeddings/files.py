@@ -46,13 +46,17 @@ class Embeddings:
             >>> table.lookup(["b", "z"]).tolist()
             [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
         """
+        rows = self.rows(ids)
+        found = np.zeros((len(rows), self.width), np.float32)
+        found[rows >= 0] = self.vectors[rows[rows >= 0]]
+        return found
+
+    def rows(self, ids: pa.Array | Sequence[int | str] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+        """The row of each of some ids, (ids,) int64; -1 for an id that is not here, or null."""
         wanted = ids if isinstance(ids, pa.Array) else pa.array(ids)
         if len(wanted) and pa.types.is_integer(wanted.type) != pa.types.is_integer(self.ids.type):
             raise DataError(f"embeddings: found ids of type {wanted.type}, allowed is the table's type {self.ids.type}")
-        rows = self._rows(wanted.cast(self.ids.type))
-        found = np.zeros((len(wanted), self.width), np.float32)
-        found[rows >= 0] = self.vectors[rows[rows >= 0]]
-        return found
+        return self._rows(wanted.cast(self.ids.type))
 
     def _rows(self, wanted: pa.Array) -> npt.NDArray[np.int64]:
         """The row of each id, -1 where there is none."""

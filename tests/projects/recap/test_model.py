@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from tml.core.config import load_config, parse_config
 from tml.core.errors import ConfigError, DataError
 from tml.projects.home.recap.config import (
+    AffineMapConfig,
     DropoutConfig,
     InputShapes,
     MaskBlockConfig,
@@ -19,9 +20,10 @@ from tml.projects.home.recap.config import (
     ModelConfig,
     NetworkConfig,
     TaskConfig,
+    TaskWeightingConfig,
 )
 from tml.projects.home.recap.mask_net import MaskNet
-from tml.projects.home.recap.model import HeavyRanker, RankerLoss, tower_key
+from tml.projects.home.recap.model import NEVER, HeavyRanker, RankerLoss, tower_key
 
 TASKS = (
     "recap.engagement.is_replied",
@@ -323,3 +325,172 @@ def test_training_finds_a_product_of_two_features() -> None:
     held_out = make_batch(rows=1000, seed=1000)
     label = held_out["continuous"][:, 0] * held_out["continuous"][:, 1] > 0
     assert ((objective.model(held_out)[:, 0] > 0) == label).float().mean().item() > 0.85
+
+
+LOGIT = MlpConfig(layer_sizes=(1,))
+
+
+def test_share_partial_lets_each_tower_read_what_it_says() -> None:
+    reads = ("backbone", "input", None)
+    tasks = {task: TaskConfig(mlp_config=LOGIT, reads=read) for task, read in zip(TASKS, reads, strict=True)}
+    config = ModelConfig(multi_task_type="share_partial", backbone=SMALL.backbone, tasks=tasks)
+    model, batch = make(config).eval(), make_batch()
+    inputs = model.featurization(batch)
+    shared = model.backbone(inputs)
+    expected = [shared, inputs, torch.cat([shared, inputs], dim=1)]
+    for column, (tower, read) in enumerate(zip(model.towers.values(), expected, strict=True)):
+        torch.testing.assert_close(model(batch)[:, column], tower(read)[:, 0])
+
+
+ARCHITECTURES: dict[str, dict[str, object]] = {
+    "mlp": {"mlp_config": {"layer_sizes": [8], "final_activation": True}},
+    "mask_net_parallel": {"mask_net_config": {"mask_blocks": [{"output_size": 4, "aggregation_size": 3}] * 2}},
+    "mask_net_serial": {
+        "mask_net_config": {
+            "use_parallel": False,
+            "mask_blocks": [{"output_size": 4, "reduction_factor": 0.5, "final_activation": False}] * 2,
+        }
+    },
+    "dcn": {"dcn_config": {"num_layers": 2}},
+    "dcn_low_rank_parallel": {"dcn_config": {"rank": 2, "num_experts": 2, "parallel_mlp": {"layer_sizes": [8]}}},
+    "dlrm": {"dlrm_config": {"bottom_mlp": {"layer_sizes": [4]}}},
+    "mmoe": {"mmoe_config": {"num_experts": 2}},
+    "ple": {"ple_config": {"num_levels": 2, "expert": {"dcn_config": {"mlp": {"layer_sizes": [5]}}}}},
+}
+TOWERS: dict[str, dict[str, object]] = {
+    "mlp": {"mlp_config": {"layer_sizes": [1]}},
+    "mask_net": {"mask_net_config": {"mask_blocks": [{"output_size": 4, "aggregation_size": 3}]}},
+    "dcn": {"dcn_config": {"num_layers": 1}},
+    "dlrm": {"dlrm_config": {"bottom_mlp": {"layer_sizes": [4]}, "num_fields": 3, "top_mlp": {"layer_sizes": [1]}}},
+}
+for kind in ("mask_net", "dcn"):
+    TOWERS[kind][f"{kind}_config"]["mlp"] = {"layer_sizes": [3, 1]}  # type: ignore[index]
+
+
+def config_of(backbone: str, tower: str = "mlp") -> ModelConfig:
+    tree = {"backbone": ARCHITECTURES[backbone], "tasks": dict.fromkeys(TASKS, TOWERS[tower])}
+    return parse_config(ModelConfig, tree, "test")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "tower"), [*((name, "mlp") for name in ARCHITECTURES), *(("mlp", name) for name in TOWERS)]
+)
+def test_every_architecture_is_a_backbone_or_a_tower_and_learns(backbone: str, tower: str) -> None:
+    objective = RankerLoss(make(config_of(backbone, tower)))
+    objective.model.initialise_biases(dict.fromkeys(TASKS, 0.25))
+    batch = make_batch()
+    optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
+    first, _ = objective(batch)
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss, _ = objective(batch)
+        loss.backward()
+        optimizer.step()
+    assert all(parameter.grad is not None for parameter in objective.parameters())
+    assert loss < 0.7 * first
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
+@pytest.mark.parametrize("backbone", ARCHITECTURES)
+def test_compiled_and_eager_agree(backbone: str) -> None:
+    tasks = {
+        TASKS[0]: {**TOWERS["dlrm"], "affine_map": {"scale": 2.0, "trainable": True}},
+        TASKS[1]: {**TOWERS["dcn"], "applies_if": "binary.1"},
+        TASKS[2]: TOWERS["mask_net"],
+    }
+    tree = {
+        "backbone": ARCHITECTURES[backbone],
+        "tasks": tasks,
+        "position_debias_config": {"drop_probability": 0.0},
+        "large_embeddings": {"tables": [{"name": "user_id", "num_embeddings": 30}]},
+    }
+    config = parse_config(ModelConfig, tree, "test")
+    eager, compiled = RankerLoss(make(config)), RankerLoss(make(config))
+    batch = make_batch() | {"position": torch.arange(32), "user_id": torch.arange(32) * 7}
+    loss, outputs = eager(batch)
+    other_loss, other_outputs = torch.compile(compiled)(batch)
+    torch.testing.assert_close(other_loss, loss)
+    torch.testing.assert_close(other_outputs["logits"], outputs["logits"], rtol=1e-4, atol=1e-5)
+    loss.backward()
+    other_loss.backward()
+    for one, two in zip(eager.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(two.grad.to_dense(), one.grad.to_dense(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_an_affine_map_scales_and_shifts_the_logit_and_starts_at_the_base_rate(trainable: bool) -> None:
+    affine = AffineMapConfig(scale=-2.0, bias=0.5, trainable=trainable)
+    tasks = {task: TaskConfig(mlp_config=LOGIT, affine_map=affine) for task in TASKS}
+    model, batch = make(SMALL.model_copy(update={"tasks": tasks})).eval(), make_batch()
+    shared = model.backbone(model.featurization(batch))
+    tower = model.towers[tower_key(TASKS[0])]
+    torch.testing.assert_close(model(batch)[:, :1], -2 * tower.network(shared) + 0.5)
+    learnt = {name for name, _ in tower.named_parameters() if "." not in name}
+    assert learnt == ({"scale", "bias"} if trainable else set())
+    model.initialise_biases(dict.fromkeys(TASKS, 0.1))
+    for tower in model.towers.values():
+        torch.nn.init.zeros_(tower.network.last_linear.weight)
+    torch.testing.assert_close(torch.sigmoid(model(batch)), torch.full((32, 3), 0.1))
+
+
+NAMED = SHAPES.model_copy(update={"names": {"binary": ("is_reply", "has_video"), "discrete": ("topic",)}})
+
+
+def test_labels_of_a_task_that_does_not_apply_do_not_count_and_its_probability_is_zero() -> None:
+    tasks = dict.fromkeys(TASKS, TaskConfig(mlp_config=LOGIT))
+    tasks |= {TASKS[1]: TaskConfig(mlp_config=LOGIT, applies_if="has_video")}
+    tasks |= {TASKS[2]: TaskConfig(mlp_config=LOGIT, applies_if="discrete.0")}
+    model = make(SMALL.model_copy(update={"tasks": tasks}), NAMED)
+    plain = make(SMALL.model_copy(update={"tasks": dict.fromkeys(TASKS, TaskConfig(mlp_config=LOGIT))}), NAMED)
+    batch = make_batch()
+    batch["binary"][:20, 1] = 0
+    _, outputs = RankerLoss(model)(batch)
+    masked = {**batch, TASKS[1]: batch[TASKS[1]].clone(), TASKS[2]: batch[TASKS[2]].clone()}
+    masked[TASKS[1]][:20] = math.nan
+    masked[TASKS[2]][batch["discrete"][:, 0] == 0] = math.nan
+    _, expected = RankerLoss(plain)(masked)
+    for task in TASKS:
+        assert outputs["losses"][task] == expected["losses"][task] > 0
+    model.eval()
+    found = model.probabilities(batch)
+    assert (found[TASKS[1]][:20] < 1e-12).all()
+    assert (found[TASKS[1]][20:] > 1e-6).all()
+    assert ((found[TASKS[2]] < 1e-12) == (batch["discrete"][:, 0] == 0)).all()
+    assert model(batch)[:20, 1].eq(NEVER).all()
+
+
+@pytest.mark.parametrize("feature", ["has_sound", "binary.2", "continuous.1"])
+def test_a_condition_on_another_feature_is_refused(feature: str) -> None:
+    tasks = dict.fromkeys(TASKS, TaskConfig(mlp_config=LOGIT, applies_if=feature))
+    with pytest.raises(ConfigError, match=f"applies_if: found {feature}, allowed are binary and discrete"):
+        make(SMALL.model_copy(update={"tasks": tasks}), NAMED)
+
+
+def test_given_weights_of_tasks_weigh_their_losses() -> None:
+    tasks = {task: TaskConfig(mlp_config=LOGIT, weight=w) for task, w in zip(TASKS, (2.0, 0.0, 0.5), strict=True)}
+    loss, outputs = RankerLoss(make(SMALL.model_copy(update={"tasks": tasks})))(make_batch())
+    losses = [value.item() for value in outputs["losses"].values()]
+    assert loss.item() == pytest.approx((2 * losses[0] + 0.5 * losses[2]) / 3)
+
+
+@pytest.mark.parametrize("kind", ["uncertainty", "grad_norm"])
+def test_learnt_weights_train_with_the_model_and_are_in_its_state(kind: str) -> None:
+    weighting = TaskWeightingConfig.model_validate({kind: {}})
+    objective = RankerLoss(make(SMALL.model_copy(update={"task_weighting": weighting})))
+    before = {name: value.clone() for name, value in objective.state_dict().items() if name.startswith("weighting")}
+    optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
+    for seed in range(3):
+        optimizer.zero_grad()
+        loss, _ = objective(make_batch(seed=seed))
+        loss.backward()
+        optimizer.step()
+    after = {name: value for name, value in objective.state_dict().items() if name.startswith("weighting")}
+    assert before.keys() == after.keys() != set()
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+    with torch.no_grad():
+        assert objective.eval()(make_batch())[0].isfinite()
+    if kind == "grad_norm":
+        plain = RankerLoss(make())
+        first, _ = RankerLoss(make(SMALL.model_copy(update={"task_weighting": weighting})))(make_batch())
+        torch.testing.assert_close(first, plain(make_batch())[0])

@@ -134,7 +134,8 @@ def id_tensor(column: pa.Array | pa.ChunkedArray, name: str) -> Tensor:
     """
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if pa.types.is_integer(array.type):
-        return torch.from_numpy(array.cast(pa.int64(), safe=False).fill_null(NO_ID).to_numpy(writable=True))
+        ids = array.cast(pa.int64(), safe=False).fill_null(NO_ID)
+        return torch.from_numpy(ids.to_numpy(zero_copy_only=False, writable=True))
     if not isinstance(array, pa.DictionaryArray):
         if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
             raise DataError(f"{name}: found ids of type {array.type}, allowed are integers and text")

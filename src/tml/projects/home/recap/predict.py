@@ -47,7 +47,7 @@ def predict(
         out: the Parquet file to write.
     """
     schema = Schema.read(examples)
-    inputs = RankerInputs(schema, config.embeddings, embeddings)
+    inputs = RankerInputs(schema, config.embeddings, embeddings, config.model)
     device = pick_device()
     ranker = load_ranker(model).to(device)
     ratios = sampling_ratios(schema)

@@ -91,7 +91,7 @@ def train_recap(
         fingerprint: of everything the training depends on; checkpoints of another are not resumed.
     """
     schema = Schema.read(examples)
-    inputs = RankerInputs(schema, config.embeddings, embeddings)
+    inputs = RankerInputs(schema, config.embeddings, embeddings, config.model)
     reader = ExampleReader(
         examples,
         "train",
@@ -105,6 +105,11 @@ def train_recap(
     model = HeavyRanker(config.model, inputs.shapes(), torch.Generator().manual_seed(seed))
     rates = _base_rates(schema, examples, config.on_error)
     model.initialise_biases(rates)
+    inputs.initialise(model.featurization)
+    large = model.featurization.large
+    if large is not None and large.needs_counts:
+        tables = read_part(examples, "train", inputs.id_columns, on_error=config.on_error)
+        large.keep_frequent(inputs.ids(table) for table in tables)
     objective = RankerLoss(model).to(pick_device())
     batches_per_step = config.training.accumulate_batches
     steps = config.training.num_steps or max(1, round(config.epochs * reader.batches_per_epoch / batches_per_step))
