@@ -410,6 +410,7 @@ def run_ranks(program: str) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 def test_two_ranks_train_on_the_batch_of_one(example: dict[str, Any], tmp_path: Path) -> None:
     path, run = tmp_path / "published.yaml", tmp_path / "run"
     path.write_text(yaml.safe_dump(example, sort_keys=False))
