@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tml.core.config import BaseConfig
-from tml.core.errors import ConfigError, MissingStage
+from tml.core.errors import ConfigError, DataError, MissingStage
 from tml.data.examples import KEYS, Schema, to_tensors
 from tml.embeddings.files import Embeddings, read_embeddings
 from tml.projects.home.recap.config import InputShapes, ModelConfig
@@ -131,6 +131,17 @@ class RankerInputs:
             if name in self.trained:
                 rows = torch.from_numpy(np.pad(vectors.vectors, ((1, 0), (0, 0))))
                 featurization.initialise(name, rows)
+
+    def require_rows_of(self, featurization: Featurization) -> None:
+        """Refuse files of embeddings that have other ids than those which the model's tables were made for.
+
+        Raises:
+            DataError: with both numbers.
+        """
+        for name, (_, vectors) in self.tables.items():
+            rows = featurization.rows_of(name) if name in self.trained else None
+            if rows is not None and rows != len(vectors) + 1:
+                raise DataError(f"{name}: found {len(vectors)} ids, but the model was trained with {rows - 1}")
 
     def as_if_first(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The batch as if every post stood at position 0: a ranking must not lean on where a post was served.

@@ -37,7 +37,7 @@ from tml.projects.home.recap.config import (
     ZScoreLogConfig,
 )
 from tml.projects.home.recap.discrete import build_small_embeddings
-from tml.projects.home.recap.large_embeddings import LargeEmbeddings
+from tml.projects.home.recap.large_embeddings import LargeEmbeddings, read_rows
 from tml.projects.home.recap.position import PositionDebias
 
 EPSILON_FLOOR = 1e-8
@@ -232,7 +232,7 @@ class Featurization(nn.Module):
             continuous = continuous * self.kept
         parts = [self.dense(continuous, binary if self.reads_binary else binary[:, :0])]
         for name, norm in self.embedding_norms.items():
-            parts.append(norm(self.trained[name](name, batch[name]) if name in self.trained else batch[name]))
+            parts.append(norm(self._vectors(name, batch[name])))
         if self.discrete is not None:
             parts.append(self.discrete(batch["discrete"]))
         if self.large is not None:
@@ -241,6 +241,13 @@ class Featurization(nn.Module):
             parts.append(self.position(batch))
         return torch.cat(parts, dim=1)
 
+    def _vectors(self, name: str, given: Tensor) -> Tensor:
+        """The vectors of an embedding: those in the batch, or the rows that it gives of a table that is trained."""
+        if name not in self.trained:
+            return given
+        found: Tensor = read_rows(self.trained[name], name, given)
+        return found
+
     @torch.no_grad()
     def initialise(self, name: str, vectors: Tensor) -> None:
         """Start a trained embedding at vectors of (rows, width), of which row 0 is the unknown id's."""
@@ -248,6 +255,10 @@ class Featurization(nn.Module):
         if vectors.shape != table.shape:
             raise DataError(f"{name}: found vectors of {tuple(vectors.shape)}, the model needs {tuple(table.shape)}")
         table.copy_(vectors)
+
+    def rows_of(self, name: str) -> int | None:
+        """How many rows a trained embedding has; None where it is not trained."""
+        return len(self.trained[name].vectors(name)) if name in self.trained else None  # type: ignore[operator]
 
     def _check(self, batch: Mapping[str, Tensor]) -> None:
         for name in (*self.widths, *self.columns):

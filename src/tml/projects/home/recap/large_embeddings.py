@@ -46,6 +46,13 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def read_rows(tables: nn.Module, name: str, rows: Tensor) -> Tensor:
+    """Rows of a table. `torch.compile` leaves this part out: it has no code for sparse gradients (torch 2.13)."""
+    vectors: Tensor = tables(name, rows)
+    return vectors
+
+
 class HashedTable(nn.Module):
     """One table: ids (batch,) of int64 to vectors (batch, dim)."""
 
@@ -78,8 +85,8 @@ class HashedTable(nn.Module):
         rows = torch.where(self.known[rows], rows, 0)
         if self.training and self.drop_probability:
             rows = torch.where(torch.rand(rows.shape, device=rows.device) < self.drop_probability, 0, rows)
-        vectors: Tensor = self.tables(self.name, rows)
-        return vectors
+        found: Tensor = read_rows(self.tables, self.name, rows)
+        return found
 
 
 class LargeEmbeddings(nn.Module):

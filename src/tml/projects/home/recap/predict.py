@@ -50,6 +50,7 @@ def predict(
     inputs = RankerInputs(schema, config.embeddings, embeddings, config.model)
     device = pick_device()
     ranker = load_ranker(model).to(device)
+    inputs.require_rows_of(ranker.featurization)
     ratios = sampling_ratios(schema)
     regression, rates = _fit_baselines(inputs, examples, schema, config.on_error)
     oracle = None if truth is None else _read_truth(truth, schema)
