@@ -3,9 +3,7 @@
 import copy
 import json
 import math
-import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +17,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from reference.ranks import run_ranks
 from tml.cli import main
 from tml.core.config import load_config, parse_config
 from tml.core.errors import ConfigError, MissingStage
@@ -162,7 +161,6 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(example: dict[str, Any]
 import os, signal
 from pathlib import Path
 from tml.core import training
-from tml.cli import main
 from tml.core.config import load_config
 from tml.projects.home.recap.published import train_published
 from tml.projects.home.recap.published_config import PublishedConfig
@@ -388,26 +386,6 @@ def test_what_the_data_lacks_is_named(example: dict[str, Any]) -> None:
         PublishedInputs(parse(example, narrow))
     with pytest.raises(ConfigError, match=r"train_data.seg_dense_schema: found no position, which the model reads"):
         PublishedInputs(parse(example, lambda tree: tree["model"].update(position_debias_config={})))
-
-
-def run_ranks(program: str) -> list[str]:
-    """A program in two processes as torchrun starts them; what each said."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", program],
-            env={**os.environ, **told, "RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]
-    said = [rank.communicate(timeout=100)[0].decode() for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], said
-    return said
 
 
 @pytest.mark.slow
