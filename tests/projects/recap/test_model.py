@@ -356,17 +356,19 @@ def test_every_architecture_is_a_backbone_or_a_tower_and_learns(backbone: str, t
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")
-@pytest.mark.parametrize("backbone", ARCHITECTURES)
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("backbone", ["mmoe", "ple"])
 def test_compiled_and_eager_agree(backbone: str) -> None:
-    tasks = {
-        TASKS[0]: {**TOWERS["dlrm"], "affine_map": {"scale": 2.0, "trainable": True}},
-        TASKS[1]: {**TOWERS["dcn"], "applies_if": "binary.1"},
-        TASKS[2]: TOWERS["mask_net"],
-    }
+    """With towers of every architecture, each traced and differentiated by the compiler."""
+    serial = {**TOWERS["mask_net"]["mask_net_config"], "use_parallel": False}  # type: ignore[dict-item]
+    mixture = {"rank": 2, "num_experts": 2, "parallel_mlp": {"layer_sizes": [8]}, "mlp": {"layer_sizes": [1]}}
     tree = {
         "backbone": ARCHITECTURES[backbone],
-        "tasks": tasks,
+        "tasks": {
+            TASKS[0]: {**TOWERS["dlrm"], "affine_map": {"scale": 2.0, "trainable": True}},
+            TASKS[1]: {"dcn_config": mixture, "applies_if": "binary.1"},
+            TASKS[2]: {"mask_net_config": serial},
+        },
         "position_debias_config": {"drop_probability": 0.0},
         "large_embeddings": {"tables": [{"name": "user_id", "num_embeddings": 30}]},
     }
@@ -459,3 +461,13 @@ def test_learnt_weights_train_with_the_model_and_are_in_its_state(kind: str) -> 
         plain = RankerLoss(make())
         first, _ = RankerLoss(make(SMALL.model_copy(update={"task_weighting": weighting})))(make_batch())
         torch.testing.assert_close(first, plain(make_batch())[0])
+
+
+def test_the_default_model_s_parameters_keep_their_names() -> None:
+    """Models that were saved before load still: `load_ranker` looks for these names."""
+    names = {name.rpartition(".")[0] for name, _ in make(ModelConfig()).named_parameters()}
+    blocks = {f"backbone.blocks.{i}.{part}" for i in range(4) for part in ("mask", "hidden", "norm")}
+    towers = {f"towers.{tower_key(task)}.layers.{i}" for task in TASKS for i in (0, 3, 6)}
+    features = {"dense.batch_norm", "dense.layer_norm", "embedding_norms.user_embedding", "discrete.table"}
+    backbone = {"backbone.aggregate", "backbone.mlp.layers.0"}
+    assert names == blocks | towers | backbone | {f"featurization.{name}" for name in features}
