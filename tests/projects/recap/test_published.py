@@ -349,13 +349,14 @@ def test_every_kind_of_input_reaches_the_model(example: dict[str, Any], tmp_path
             "featurization_config": {"z_score_log_config": {}},
             "small_embeddings": {"tables": [{"index": 1, "num_embeddings": 100}, {"index": 7, "num_embeddings": 5}]},
             "large_embeddings": {"tables": [{"name": "author", "key": "meta.author_id", "num_embeddings": 50}]},
-            "position_debias_config": {"position_feature_index": 3},
+            "position_debias_config": {},
         }
         tree["model"]["tasks"] = {**tree["model"]["tasks"], VIDEO: {**tree["model"]["tasks"][VIDEO]}}
         tree["model"]["tasks"][VIDEO]["applies_if"] = "binary.3"
         for each in (tree["train_data"], *tree["validation_data"].values()):
             each["preprocess"] |= {
-                "downcast": {"features": {"continuous": "bfloat16", "binary": "uint8", "user_embedding": "float16"}}
+                "downcast": {"features": {"continuous": "bfloat16", "binary": "uint8", "user_embedding": "float16"}},
+                "extract_features": [{"target": "position", "source_tensor": "continuous", "source_index": 5}],
             }
 
     config = parse(example, widen)
@@ -367,7 +368,8 @@ def test_every_kind_of_input_reaches_the_model(example: dict[str, Any], tmp_path
     assert shapes.embeddings == {"user_embedding": 200, "user_eng_embedding": 200, "author_embedding": 200}
     applies = torch.cat([batch["binary"][:, 3] for batch in batches])
     assert evaluation["sets"]["last_day"]["tasks"][VIDEO]["examples"] == int(applies.sum()) < 200
-    assert batches[0]["meta.author_id"].dtype == torch.int64
+    assert batches[0]["meta.author_id"].dtype == batches[0]["position"].dtype == torch.int64
+    assert torch.equal(batches[0]["position"], batches[0]["continuous"][:, 5].long())
     training = torch.cat([b["continuous"] for b in inputs.reader(config.train_data, epochs=1)]).double()
     logs = np.sign(training.numpy()) * np.log1p(np.abs(training.numpy()))
     np.testing.assert_allclose(shapes.log_mean, logs.mean(axis=0), rtol=1e-9)
