@@ -6,6 +6,7 @@ import math
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -24,11 +25,13 @@ from tml.core.errors import ConfigError, MissingStage
 from tml.data.segdense import generate
 from tml.data.segdense.synthetic import LABELS
 from tml.metrics.binary import BinaryMetrics
+from tml.projects.home.recap.config import StratifierConfig
 from tml.projects.home.recap.model import HeavyRanker, RankerLoss
 from tml.projects.home.recap.optimizer import build_optimizer
 from tml.projects.home.recap.published import evaluate_published, train_published
 from tml.projects.home.recap.published_config import PublishedConfig
 from tml.projects.home.recap.published_data import PublishedInputs, PublishedReader, sampling_ratios
+from tml.projects.home.recap.published_segments import discrete_element
 from tml.projects.home.recap.train import load_ranker
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "published.yaml"
@@ -377,6 +380,39 @@ def test_every_kind_of_input_reaches_the_model(example: dict[str, Any], tmp_path
     vague = parse(example, widen, lambda tree: tree["model"]["small_embeddings"]["tables"][1].pop("num_embeddings"))
     with pytest.raises(ConfigError, match=r"small_embeddings.tables.1: found no num_embeddings, needed are"):
         PublishedInputs(vague).shapes()
+
+
+def test_stratifiers_cut_every_set(example: dict[str, Any], tmp_path: Path) -> None:
+    def cut(tree: dict[str, Any]) -> None:
+        tree["model"]["stratifiers"] = [
+            {"name": "kind", "index": 4},
+            {"name": "one", "feature": "discrete.4", "value": 1},
+        ]
+
+    config = parse(example, cut)
+    evaluation = train_published(config, tmp_path / "run")
+    ranker = load_ranker(tmp_path / "run" / "recap" / "model.safetensors")
+    kinds, labels, said = [], [], []
+    for batch in PublishedInputs(config).reader(config.validation_data["last_day"], epochs=1):
+        kinds += batch["discrete"][:, 4].tolist()
+        labels += batch[VIDEO].tolist()
+        with torch.no_grad():
+            said += ranker.probabilities(batch)[VIDEO].tolist()
+    segments = evaluation["sets"]["last_day"]["segments"]
+    commonest = Counter(kinds).most_common(1)[0][0]
+    assert segments["kind"].keys() <= {*map(str, kinds), "others"}
+    assert sum(found[VIDEO]["examples"] for found in segments["kind"].values()) == 200
+    assert list(segments["one"]) == ["1"]
+    for value, found in ((commonest, segments["kind"][str(commonest)]), (1, segments["one"]["1"])):
+        metrics = BinaryMetrics()
+        rows = np.array(kinds) == value
+        metrics.update(np.array(labels)[rows], np.array(said)[rows])
+        expected = metrics.compute()
+        assert found[VIDEO]["examples"] == expected.examples == rows.sum()
+        assert found[VIDEO]["positives"] == expected.positives
+        assert found[VIDEO]["calibration"] == pytest.approx(expected.calibration, rel=1e-6)
+    with pytest.raises(ConfigError, match=r"stratifiers.kind.feature: found topic, allowed in published data"):
+        discrete_element(StratifierConfig(name="kind", feature="topic"))
 
 
 def test_what_the_data_lacks_is_named(example: dict[str, Any]) -> None:

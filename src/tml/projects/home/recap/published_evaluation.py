@@ -5,9 +5,10 @@ collects what its share of the rows says, and the metrics are of all ranks' rows
 """
 
 import itertools
+import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -18,12 +19,12 @@ from torch import Tensor, nn
 
 from tml.core.distributed import gathered, is_first_rank, unwrap
 from tml.core.progress import progress
-from tml.metrics.binary import BinaryMetrics, BinaryResult
-from tml.projects.home.recap.calibration import calibrated_probabilities
+from tml.metrics.binary import BinaryResult
 from tml.projects.home.recap.evaluate import METRICS, evaluation_table
 from tml.projects.home.recap.model import HeavyRanker, RankerLoss
 from tml.projects.home.recap.published_config import PublishedConfig, PublishedData
 from tml.projects.home.recap.published_data import PublishedInputs, PublishedReader, sampling_ratios
+from tml.projects.home.recap.published_segments import SegmentedMetrics
 
 
 class ValidationSets:
@@ -71,56 +72,53 @@ class ValidationSets:
     def _evaluate_set(
         self, name: str, data: PublishedData, model: HeavyRanker, of_training: Mapping[str, float]
     ) -> dict[str, Any]:
-        reader = self.inputs.reader(data, epochs=1)
-        labels, probabilities, complete = self._predict(name, data, model, reader)
-        # Only now is it known what `downsample_negatives` did to the set.
-        of_set = sampling_ratios(data, reader)
-        own = [BinaryMetrics() for _ in data.evaluated]
-        for number, task in enumerate(data.evaluated):
-            logits = torch.logit(probabilities[number].double())
-            corrected = calibrated_probabilities(logits, of_training[task] / of_set[task])
-            own[number].update(labels[number].numpy(), corrected.numpy())
-        merged = [BinaryMetrics() for _ in data.evaluated]
-        rows, all_complete = 0, True
-        for of_rank, count, is_whole in gathered((own, labels.shape[1], complete)):
-            rows, all_complete = rows + count, all_complete and is_whole
-            for metrics, others in zip(merged, of_rank, strict=True):
-                metrics.merge(others)
-        tasks = {task: _as_model(metrics.compute()) for task, metrics in zip(data.evaluated, merged, strict=True)}
-        return {"examples": rows, "complete": all_complete, "tasks": tasks}
-
-    def _predict(
-        self, name: str, data: PublishedData, model: HeavyRanker, reader: PublishedReader
-    ) -> tuple[Tensor, Tensor, bool]:
-        """Labels and uncorrected probabilities, (tasks, rows) each, of this rank, and whether time was enough."""
-        training, device = self.config.training, next(model.parameters()).device
-        labels, probabilities, start = [], [], time.monotonic()
-        is_late = False
-        batches = itertools.islice(reader, training.num_eval_steps)
+        of_set = self._sampling(data)
+        ratios = {task: of_training[task] / of_set[task] for task in model.tasks}
+        metrics = SegmentedMetrics(data.evaluated, self.config.model.stratifiers or ())
+        training, device, rows = self.config.training, next(model.parameters()).device, 0
+        start, is_late = time.monotonic(), False
         with progress(f"evaluate {name}", training.num_eval_steps, "batches", shown=is_first_rank()) as bar:
-            for batch in batches:
-                said = model.probabilities({feature: values.to(device) for feature, values in batch.items()})
-                probabilities.append(torch.stack([said[task] for task in data.evaluated]).float().cpu())
-                labels.append(self._labels_that_count(batch, data, model))
+            for batch in self._batches(self.inputs.reader(data, epochs=1)):
+                on_device = {feature: values.to(device) for feature, values in batch.items()}
+                said = model.probabilities(on_device, ratios)
+                metrics.update(_labels_that_count(on_device, model), said, batch.get("discrete"))
+                rows += len(batch["continuous"])
                 bar.advance(1)
-                limit = training.eval_timeout_in_s
-                if limit is not None and time.monotonic() - start > limit:
-                    is_late = True
+                is_late = time.monotonic() - start > (training.eval_timeout_in_s or math.inf)
+                if is_late:
                     break
         if is_late:
-            rows = sum(part.shape[1] for part in labels)
-            print(
-                f"evaluate {name}: stopped after {limit:g} s and {rows:,} examples (eval_timeout_in_s)", file=sys.stderr
-            )
-        return torch.cat(labels, dim=1), torch.cat(probabilities, dim=1), not is_late
+            reason = f"stopped after {training.eval_timeout_in_s:g} s and {rows:,} examples (eval_timeout_in_s)"
+            print(f"evaluate {name}: {reason}", file=sys.stderr)
+        merged, examples, complete = SegmentedMetrics(data.evaluated, self.config.model.stratifiers or ()), 0, True
+        for of_rank, count, was_late in gathered((metrics, rows, is_late)):
+            merged.merge(of_rank)
+            examples, complete = examples + count, complete and not was_late
+        return {
+            "examples": examples,
+            "complete": complete,
+            "tasks": {task: _as_model(own.compute()) for task, own in merged.whole.items()},
+            "segments": merged.figures(),
+        }
 
-    def _labels_that_count(self, batch: Mapping[str, Tensor], data: PublishedData, model: HeavyRanker) -> Tensor:
-        """(tasks, rows), NaN where a task does not apply."""
-        applies = model.applies(batch)
-        labels = torch.stack([batch[task] for task in model.tasks])
-        if applies is not None:
-            labels = torch.where(applies.T, labels, torch.nan)
-        return labels[[model.tasks.index(task) for task in data.evaluated]]
+    def _batches(self, reader: PublishedReader) -> Iterator[dict[str, Tensor]]:
+        return itertools.islice(reader, self.config.training.num_eval_steps)
+
+    def _sampling(self, data: PublishedData) -> dict[str, float]:
+        """What the set's own sampling did to each task: known only when its batches have been counted."""
+        reader = self.inputs.reader(data, epochs=1)
+        if data.preprocess.downsample_negatives is not None:
+            for _ in self._batches(reader):
+                pass
+        return sampling_ratios(data, reader)
+
+
+def _labels_that_count(batch: Mapping[str, Tensor], model: HeavyRanker) -> dict[str, Tensor]:
+    """Each task's labels, NaN where the task does not apply."""
+    applies = model.applies(batch)
+    if applies is None:
+        return {task: batch[task] for task in model.tasks}
+    return {task: torch.where(applies[:, i], batch[task], torch.nan) for i, task in enumerate(model.tasks)}
 
 
 def _as_model(result: BinaryResult) -> dict[str, Any]:
