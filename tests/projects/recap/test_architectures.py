@@ -185,6 +185,19 @@ def test_pretrained_vectors_are_joined_frozen_or_trained_from_the_file_on(
         assert change.max() < 0.3
 
 
+def test_a_tower_starts_at_the_base_rate_of_the_examples_that_its_task_applies_to(
+    examples: Path, tmp_path: Path
+) -> None:
+    tasks = {"is_click": TOWER, "is_played": {**TOWER, "applies_if": "has_video"}}
+    config = config_of({"backbone": MLP, "tasks": tasks}, training={"num_steps": 1})
+    train_recap(config, examples, None, tmp_path, seed=0, fingerprint="f")
+    table = pq.read_table(examples / "train")
+    has_video = np.array(table["binary"].to_pylist())[:, 1] > 0
+    rate = table["is_played"].to_numpy()[has_video].mean()
+    bias = load_ranker(tmp_path / "model.safetensors").towers["is_played"].last_linear.bias.item()
+    assert bias == pytest.approx(np.log(rate / (1 - rate)), abs=0.01)
+
+
 def test_ids_the_model_reads_come_from_the_examples_keys(examples: Path) -> None:
     schema = Schema.read(examples)
     model = config_of(MODELS["ids"]).model

@@ -112,6 +112,10 @@ TOWER = {"mlp_config": {"layer_sizes": [1]}}
         ({"backbone": {"mlp_config": {"layer_sizes": [1]}, "mmoe_config": {}}}, "backbone: exactly one of"),
         ({"featurization_config": {}}, "featurization_config: exactly one of"),
         ({"small_embeddings": {"tables": [{"index": 1}, {"index": 1}]}}, "found the index 1 twice"),
+        (
+            {"multi_task_type": "share_partial", "tasks": {"a": {**TOWER, "reads": "input"}}},
+            "reads: input for every one in share_partial, that is share_none",
+        ),
         ({"stratifiers": [{"name": "a"}]}, "exactly one of index, feature"),
         (
             {"task_weighting": {"uncertainty": {}}, "tasks": {"a": {**TOWER, "weight": 2}}},

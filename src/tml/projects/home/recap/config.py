@@ -190,6 +190,9 @@ class ModelConfig(BaseConfig):
                     f"tasks.{name}.reads: found {task.reads} with multi_task_type {self.multi_task_type}, allowed is "
                     f"{only}; share_partial allows others"
                 )
+        reads = {task.reads for task in (self.tasks or {}).values()}
+        if self.multi_task_type == "share_partial" and reads == {"input"}:
+            raise ValueError("tasks: found reads: input for every one in share_partial, that is share_none")
         return self
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from tml.core.distributed import data_parallel, gathered, is_first_rank, pick_de
 from tml.core.errors import DataError, MissingStage
 from tml.core.files import whole_file
 from tml.core.training import TrainingConfig, TrainResult, TrainState, averaged, resume, train
-from tml.data.examples import Schema
+from tml.data.examples import Schema, vector_values
 from tml.data.reader import POOL_BYTES, ExampleReader
 from tml.data.shards import OnError, Shards, read_part
 from tml.metrics.binary import BinaryMetrics
@@ -108,7 +108,7 @@ def train_recap(
         on_error=config.on_error,
     )
     model = HeavyRanker(config.model, inputs.shapes(), torch.Generator().manual_seed(seed))
-    rates = _base_rates(schema, examples, config.on_error)
+    rates = _base_rates(schema, model, examples, config.on_error)
     model.initialise_biases(rates)
     inputs.initialise(model.featurization)
     large = model.featurization.large
@@ -175,12 +175,16 @@ def sampling_ratios(schema: Schema) -> dict[str, float]:
     return {name: float(task["negative_sampling_rate"]) for name, task in schema.tasks.items()}
 
 
-def _base_rates(schema: Schema, examples: Path, on_error: OnError) -> dict[str, float]:
+def _base_rates(schema: Schema, model: HeavyRanker, examples: Path, on_error: OnError) -> dict[str, float]:
     """The mean training label of each task, over the labels that count; NaN where none does."""
     tasks = list(schema.tasks)
+    conditions = {task: found for task, found in zip(model.tasks, model.conditions, strict=True) if found}
+    columns = [*tasks, *dict.fromkeys(vector for vector, _ in conditions.values())]
     positives, counts = torch.zeros(2, len(tasks), dtype=torch.float64)
-    for table in read_part(examples, "train", tasks, on_error=on_error):
+    for table in read_part(examples, "train", columns, on_error=on_error):
         labels = torch.stack([torch.tensor(table[task].to_numpy()) for task in tasks], dim=1).double()
+        for task, (vector, index) in conditions.items():
+            labels[torch.tensor(vector_values(table[vector])[:, index] <= 0), tasks.index(task)] = torch.nan
         positives += labels.nansum(dim=0)
         counts += labels.isfinite().sum(dim=0)
     return dict(zip(tasks, (positives / counts).tolist(), strict=True))
