@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tml.core.distributed import gathered, is_first_rank, unwrap
 from tml.core.progress import progress
 from tml.metrics.binary import BinaryResult
-from tml.projects.home.recap.evaluate import METRICS, evaluation_table
+from tml.projects.home.recap.evaluate import evaluation_table
 from tml.projects.home.recap.model import HeavyRanker, RankerLoss
 from tml.projects.home.recap.published_config import PublishedConfig, PublishedData
 from tml.projects.home.recap.published_data import PublishedInputs, PublishedReader, sampling_ratios
@@ -62,10 +62,10 @@ class ValidationSets:
         assert isinstance(loss, RankerLoss)
         found = self.evaluate(loss.model, ratios)["sets"]
         values = {
-            f"validation/{name}/{metric}/{task}": result["models"]["ranker"][metric]
+            f"validation/{name}/{metric}/{task}": value
             for name, evaluated in found.items()
             for task, result in evaluated["tasks"].items()
-            for metric in METRICS
+            for metric, value in result["models"]["ranker"].items()
         }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -123,8 +123,8 @@ def _labels_that_count(batch: Mapping[str, Tensor], model: HeavyRanker) -> dict[
 
 def _as_model(result: BinaryResult) -> dict[str, Any]:
     values = asdict(result)
-    counts = {name: values[name] for name in ("positives", "examples")}
-    return {**counts, "models": {"ranker": {name: values[name] for name in METRICS}}}
+    counts = {name: values.pop(name) for name in ("positives", "examples")}
+    return {**counts, "models": {"ranker": values}}
 
 
 def evaluation_tables(evaluation: Mapping[str, Any]) -> list[Table]:
