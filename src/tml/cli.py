@@ -79,6 +79,8 @@ def _published(config: Path | None, run_dir: Path | None, overrides: list[str] |
     """Train or evaluate where the config is a published one, and return the run folder; None where it is a job."""
     from tml.projects.home.recap.published_config import PublishedConfig, is_published
 
+    if config is not None and config.is_dir():
+        config, run_dir = config / "config.yaml", run_dir or config
     if config is None or not is_published(config):
         return None
     from tml.core.config import load_config

@@ -499,6 +499,8 @@ def test_the_shipped_configuration_trains_with_two_commands(
     code, out, _ = tml("recap", "evaluate", str(EXAMPLE), *less)
     assert (code, out.count("is_favorited")) == (0, 2)
     assert (tmp_path / "runs/published/evaluation.json").read_text() == written
+    code, again, _ = tml("recap", "evaluate", "runs/published")
+    assert (code, again) == (0, out)
     code, _, said = tml("features", str(EXAMPLE))
     assert code == 2
     assert "a published configuration, which has no stages" in said
