@@ -467,7 +467,7 @@ with process_group():
     config = parse(example)
     inputs = PublishedInputs(config)
     model = HeavyRanker(config.model, inputs.shapes(), torch.Generator().manual_seed(0))
-    model.initialise_biases(inputs.base_rates())
+    model.initialise_biases(inputs.base_rates(model))
     optimizer, scheduler = build_optimizer(objective := RankerLoss(model), config.optimizer)
     readers = [iter(PublishedReader(inputs._segdense(config.train_data, 10, rank, world_size=2))) for rank in range(2)]
     for _ in range(8):

@@ -135,7 +135,7 @@ def _first_weights(config: PublishedConfig, inputs: PublishedInputs, model: Heav
     if config.training.initial_checkpoint_dir is not None:
         load_model(model, _initial_weights(config.training.initial_checkpoint_dir))
         return
-    model.initialise_biases(inputs.base_rates())
+    model.initialise_biases(inputs.base_rates(model))
     large = model.featurization.large
     if large is not None and large.needs_counts:
         large.keep_frequent(inputs.whole_epoch())

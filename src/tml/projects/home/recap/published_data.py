@@ -21,6 +21,7 @@ from tml.data.segdense.schema import FeatureNames
 from tml.projects.home.recap.calibration import sampling_ratio
 from tml.projects.home.recap.config import InputShapes, ModelConfig
 from tml.projects.home.recap.large_embeddings import NO_ID
+from tml.projects.home.recap.model import HeavyRanker
 from tml.projects.home.recap.published_config import PublishedConfig, PublishedData
 
 STATISTICS_ROWS, STATISTICS_BATCH = 20_000, 1_000
@@ -120,14 +121,14 @@ class PublishedInputs:
                 found.append(name)
         return found
 
-    def base_rates(self) -> dict[str, float]:
+    def base_rates(self, model: HeavyRanker) -> dict[str, float]:
         """About the mean label of each task in training, never 0 or 1, the same on every rank.
 
         One example that is half positive is added, since few rows may have no positive of a rare task.
         """
-        labels = torch.cat([torch.stack([batch[t] for t in self.tasks], dim=1) for batch in self._first_rows()])
-        rates = (labels.double().sum(dim=0) + 0.5) / (len(labels) + 1)
-        return dict(zip(self.tasks, rates.tolist(), strict=True))
+        parts = [labels_that_count(batch, model) for batch in self._first_rows()]
+        labels = {task: torch.cat([part[task] for part in parts]).double() for task in self.tasks}
+        return {task: (float(y.nansum()) + 0.5) / (int(y.isfinite().sum()) + 1) for task, y in labels.items()}
 
     def _first_rows(self) -> Iterator[dict[str, Tensor]]:
         return itertools.islice(self.whole_epoch(), STATISTICS_ROWS // STATISTICS_BATCH)
@@ -178,6 +179,14 @@ class PublishedReader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a position."""
         self.reader.load_state_dict(state)
+
+
+def labels_that_count(batch: Mapping[str, Tensor], model: HeavyRanker) -> dict[str, Tensor]:
+    """Each task's labels, NaN where the task does not apply."""
+    applies = model.applies(batch)
+    if applies is None:
+        return {task: batch[task] for task in model.tasks}
+    return {task: torch.where(applies[:, i], batch[task], torch.nan) for i, task in enumerate(model.tasks)}
 
 
 def sampling_ratios(data: PublishedData, reader: PublishedReader) -> dict[str, float]:

@@ -23,7 +23,7 @@ from tml.metrics.binary import BinaryResult
 from tml.projects.home.recap.evaluate import evaluation_table
 from tml.projects.home.recap.model import HeavyRanker, RankerLoss
 from tml.projects.home.recap.published_config import PublishedConfig, PublishedData
-from tml.projects.home.recap.published_data import PublishedInputs, PublishedReader, sampling_ratios
+from tml.projects.home.recap.published_data import PublishedInputs, PublishedReader, labels_that_count, sampling_ratios
 from tml.projects.home.recap.published_segments import SegmentedMetrics
 
 
@@ -81,7 +81,7 @@ class ValidationSets:
             for batch in self._batches(self.inputs.reader(data, epochs=1)):
                 on_device = {feature: values.to(device) for feature, values in batch.items()}
                 said = model.probabilities(on_device, ratios)
-                metrics.update(_labels_that_count(on_device, model), said, batch.get("discrete"))
+                metrics.update(labels_that_count(on_device, model), said, batch.get("discrete"))
                 rows += len(batch["continuous"])
                 bar.advance(1)
                 is_late = time.monotonic() - start > (training.eval_timeout_in_s or math.inf)
@@ -111,14 +111,6 @@ class ValidationSets:
             for _ in self._batches(reader):
                 pass
         return sampling_ratios(data, reader)
-
-
-def _labels_that_count(batch: Mapping[str, Tensor], model: HeavyRanker) -> dict[str, Tensor]:
-    """Each task's labels, NaN where the task does not apply."""
-    applies = model.applies(batch)
-    if applies is None:
-        return {task: batch[task] for task in model.tasks}
-    return {task: torch.where(applies[:, i], batch[task], torch.nan) for i, task in enumerate(model.tasks)}
 
 
 def _as_model(result: BinaryResult) -> dict[str, Any]:
