@@ -1,7 +1,7 @@
 """Training of TwHIN: edges a second on a graph with a heavy tail, and how near that is to what the machine can do.
 
-One million nodes, 8 relations by translation, 100 negatives in the batch and 100 uniform a side, row-wise Adagrad; edges
-are read from Parquet. The whole loop is timed, with reading, shuffling, drawing, loss, gradients and update.
+One million nodes, 8 relations by translation, 100 negatives in the batch and 100 uniform a side, row-wise Adagrad; the
+edges are read from Parquet. The whole loop is timed, with reading, shuffling, drawing, loss, gradients and update.
 
     twhin.edges_64, twhin.edges_128   edges a second at these dimensions
     twhin.of_bound_64, …_128          the bound of a batch over what it took: matrix products, one sigmoid a score, and

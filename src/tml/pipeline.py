@@ -7,11 +7,9 @@ all that its output depends on. A stage whose mark still fits is skipped, so a r
 was, and a changed setting runs again what depends on it and nothing else.
 """
 
-import fcntl
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +22,9 @@ from rich.console import Console
 
 from tml import __version__
 from tml.core.config import BaseConfig, fingerprint, one_of, to_yaml
-from tml.core.errors import MissingStage, UserError
+from tml.core.errors import MissingStage
 from tml.core.files import read_json, remove, write_json, write_text
+from tml.core.lock import alone
 from tml.data.config import LogConfig, TaskConfig, published_tasks
 from tml.data.examples import Schema, vector_values
 from tml.data.log import Log, log_fingerprint, open_log
@@ -364,21 +363,3 @@ def _mark_path(run: Run, stage: Stage) -> Path:
 def _is_finished(run: Run, stage: Stage, mark: str) -> bool:
     path = _mark_path(run, stage)
     return path.is_file() and (run.folder / stage.output).exists() and bool(read_json(path)["fingerprint"] == mark)
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold the run folder: two jobs in one folder would write over each other."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"{folder}: not a folder that can be written to ({error.strerror})") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder}: another tml is at work in this run folder; wait for it or take another"
-            ) from None
-        yield

@@ -24,6 +24,7 @@ from tml.projects.home.recap.config import (
 )
 from tml.projects.home.recap.mask_net import MaskNet
 from tml.projects.home.recap.model import NEVER, HeavyRanker, RankerLoss, tower_key
+from tml.projects.home.recap.published_config import PublishedConfig
 
 TASKS = (
     "recap.engagement.is_replied",
@@ -56,49 +57,13 @@ def make_batch(rows: int = 32, seed: int = 0) -> dict[str, torch.Tensor]:
     return batch | {task: (torch.rand(rows, generator=generator) < 0.3).float() for task in TASKS}
 
 
-PUBLISHED = """
-tasks:
-  recap.engagement.is_favorited: &tower
-    mlp_config: &mlp
-      layer_sizes: [256, 128, 1]
-      batch_norm: {affine: false, momentum: 0.1}
-      dropout: null
-      final_activation: false
-    mask_net_config: null
-    pos_weight: 1.0
-  recap.engagement.is_retweeted: *tower
-  recap.engagement.is_replied: *tower
-  recap.engagement.is_profile_clicked_and_profile_engaged: *tower
-  recap.engagement.is_video_playback_50: *tower
-  recap.engagement.is_replied_reply_engaged_by_author: *tower
-  recap.engagement.is_good_clicked_convo_desc_favorited_or_replied: *tower
-  recap.engagement.is_good_clicked_convo_desc_v2: *tower
-  recap.engagement.is_negative_feedback_v2: {mlp_config: {<<: *mlp, dropout: {rate: 0.1}}}
-  recap.engagement.is_report_tweet_clicked: {mlp_config: {<<: *mlp, dropout: {rate: 0.2}}}
-backbone:
-  mlp_config: null
-  mask_net_config:
-    use_parallel: true
-    mask_blocks:
-    - &block {output_size: 1024, aggregation_size: 1024, reduction_factor: null, input_layer_norm: false}
-    - *block
-    - *block
-    - *block
-    mlp: {layer_sizes: [2048], batch_norm: null, dropout: null, final_activation: true}
-featurization_config:
-  double_norm_log_config:
-    batch_norm_config: {affine: true, momentum: 0.01}
-    clip_magnitude: 5.0
-    layer_norm_config: {epsilon: 0.0}
-multi_task_type: share_all
-small_embeddings: null
-"""
+EXAMPLE = Path(__file__).parents[3] / "examples" / "published.yaml"
 
 
-def test_the_published_configuration_has_48_million_parameters(tmp_path: Path) -> None:
-    path = tmp_path / "published.yaml"
-    path.write_text(PUBLISHED)
-    config = load_config(ModelConfig, path)
+def test_the_published_configuration_has_48_million_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TML_DATA", "data")
+    monkeypatch.setenv("TML_RUNS", "runs")
+    config = load_config(PublishedConfig, EXAMPLE).model
     assert config.tasks is not None
     shapes = InputShapes(
         continuous=2117,

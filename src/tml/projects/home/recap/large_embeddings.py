@@ -47,9 +47,9 @@ def _shifted(x: Tensor, bits: int) -> Tensor:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def read_rows(tables: nn.Module, name: str, rows: Tensor) -> Tensor:
+def read_rows(table: nn.Embedding, rows: Tensor) -> Tensor:
     """Rows of a table. `torch.compile` leaves this part out: it has no code for sparse gradients (torch 2.13)."""
-    vectors: Tensor = tables(name, rows)
+    vectors: Tensor = table(rows)
     return vectors
 
 
@@ -70,7 +70,7 @@ class HashedTable(nn.Module):
     @property
     def table(self) -> nn.Embedding:
         """The vectors, (rows, dim)."""
-        table = self.tables.tables[self.name]
+        table = self.tables.tables[0]
         assert isinstance(table, nn.Embedding)
         return table
 
@@ -85,8 +85,7 @@ class HashedTable(nn.Module):
         rows = torch.where(self.known[rows], rows, 0)
         if self.training and self.drop_probability:
             rows = torch.where(torch.rand(rows.shape, device=rows.device) < self.drop_probability, 0, rows)
-        found: Tensor = read_rows(self.tables, self.name, rows)
-        return found
+        return read_rows(self.table, rows)
 
 
 class LargeEmbeddings(nn.Module):
