@@ -85,7 +85,8 @@ class HashedTable(nn.Module):
         rows = torch.where(self.known[rows], rows, 0)
         if self.training and self.drop_probability:
             rows = torch.where(torch.rand(rows.shape, device=rows.device) < self.drop_probability, 0, rows)
-        return read_rows(self.table, rows)
+        vectors: Tensor = read_rows(self.table, rows)
+        return vectors
 
 
 class LargeEmbeddings(nn.Module):
