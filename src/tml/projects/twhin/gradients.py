@@ -109,7 +109,7 @@ class LossOfBatch:
         self.scale = 1 / config.temperature
         self.of_weights = torch.zeros_like(operators.weights)
         weight = batch["weight"].to(rows.vectors["head"].dtype)
-        self.share = weight / weight.sum()
+        self.share = weight / weight.sum().clamp_min(1e-30)
         questions: list[tuple[Side, ...]] = [("tail", "head")]
         if config.reciprocal or config.dropout:
             questions = [("tail",), ("head",)]
