@@ -1,11 +1,13 @@
 """TwHIN by itself: a graph of a job's log, and training on a graph, with no ranker behind it."""
 
 import sys
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 
 from tml import __version__
 from tml.core.config import fingerprint, to_yaml
+from tml.core.distributed import is_first_rank, process_group
 from tml.core.errors import ConfigError
 from tml.core.files import write_text
 from tml.core.lock import alone
@@ -27,8 +29,9 @@ def train_graph(config: RunConfig, graph: Path, folder: Path) -> None:
     """
     twhin = _twhin_of(config)
     digest = graph_digest(GraphFolder(graph).path)
-    with alone(folder):
-        write_text(folder / "config.yaml", to_yaml(config))
+    with process_group(), alone(folder) if is_first_rank() else nullcontext():
+        if is_first_rank():
+            write_text(folder / "config.yaml", to_yaml(config))
         mark = fingerprint(__version__, "twhin on a graph", digest, twhin, config.seed)
         train_on_graph(graph, twhin, folder, config.seed, mark)
 

@@ -1,7 +1,7 @@
 """How tables that are larger than memory are cut into partitions.
 
-Row r of a table is in partition r mod P, at place r div P, so that rows of like age or degree are spread. P is prime, so
-a period in the numbers of rows is spread, too. A partition has its rows of all tables that are cut; small ones are not.
+Row r of a table is in partition r mod P, at place r div P, so that rows of like age or degree are spread; P is prime,
+to spread a period in the numbers, too. A partition has its rows of all tables that are cut; small tables are not.
 """
 
 import math

@@ -42,6 +42,13 @@ def export_embeddings(model: TwhinModel, graph: Graph, out: Path, format_: Forma
         _write_relations(folder, graph.relations, model.operators, config.score, objective, format_)
 
 
+def read_along(model: TwhinModel, graph: Graph) -> None:
+    """Read what `export_embeddings` reads: where tables are sharded, every rank has to."""
+    for node in graph.vocabularies:
+        for _ in _read(model.embeddings, node):
+            pass
+
+
 def export_vectors(vectors: TrainedVectors, out: Path, format_: Format) -> None:
     """Write trained vectors into the folder `out` in another format or place, whole or not at all."""
     with whole_folder(out) as folder:

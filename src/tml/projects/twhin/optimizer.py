@@ -1,33 +1,58 @@
 """The optimizer of TwHIN: one for the tables, each at its own algorithm and rate, and the relations' operators."""
 
-import torch
+from collections.abc import Iterable
 
+import torch
+from torch import nn
+
+from tml.core.distributed import unwrap
 from tml.embeddings.local import TYPES
 from tml.embeddings.partitioned import PartitionedTables
+from tml.embeddings.sharded import shard
 from tml.optimizers.builders import build
-from tml.optimizers.config import Algorithm, RowwiseAdagradConfig
+from tml.optimizers.config import Algorithm, OptimizerConfig, RowwiseAdagradConfig
 from tml.optimizers.grouped import GroupedOptimizer
+from tml.optimizers.in_backward import apply_in_backward
 from tml.optimizers.row_updates import state_of_rows
 from tml.optimizers.scheduler import RateScheduler
 from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.model import TwhinModel
 
 
-def build_optimizer(model: TwhinModel, config: TwhinConfig) -> tuple[GroupedOptimizer, RateScheduler]:
-    """Build the optimizer and the scheduler; its groups are the node types and `translations`, the operators."""
-    tables = {node: config.embeddings.table(node).optimizer for node in model.embeddings.sizes}
-    configs = {node: optimizer for node, optimizer in tables.items() if optimizer is not None}
-    modules = {f"embeddings.{model.embeddings.path(node)}": node for node in configs}
+def build_optimizer(model: nn.Module, config: TwhinConfig) -> tuple[GroupedOptimizer, RateScheduler]:
+    """Build the optimizer and the scheduler; its groups are the node types and `translations`, the operators.
+
+    Args:
+        model: a `TwhinModel`, or what `shard_model` made of one.
+        config: the model's.
+    """
+    bare = unwrap(model)
+    assert isinstance(bare, TwhinModel)
+    tables = bare.embeddings
+    configs = _by_node(config, tables.sizes)
+    modules = {f"embeddings.{tables.path(node)}": node for node in configs}
     optimizer, scheduler = build(
         model,
         {**configs, "translations": config.translation_optimizer},
         {**modules, "operators": "translations"},
     )
-    if isinstance(model.embeddings, PartitionedTables):
+    if isinstance(tables, PartitionedTables):
         for node, own in configs.items():
-            if node in model.embeddings.partitions.sizes and model.embeddings.learns(node):
-                _keep_state(model.embeddings, node, own.algorithm, optimizer)
+            if node in tables.partitions.sizes and tables.learns(node):
+                _keep_state(tables, node, own.algorithm, optimizer)
     return optimizer, scheduler
+
+
+def shard_model(model: TwhinModel, config: TwhinConfig) -> nn.Module:
+    """Cut the tables of a model, made with `ShardedTables`, over the ranks; each is updated in backward."""
+    for node, own in _by_node(config, model.embeddings.sizes).items():
+        apply_in_backward(model, own, [f"embeddings.{model.embeddings.path(node)}"])
+    return shard(model, "embeddings")
+
+
+def _by_node(config: TwhinConfig, nodes: Iterable[str]) -> dict[str, OptimizerConfig]:
+    tables = {node: config.embeddings.table(node).optimizer for node in nodes}
+    return {node: optimizer for node, optimizer in tables.items() if optimizer is not None}
 
 
 def _keep_state(tables: PartitionedTables, node: str, algorithm: Algorithm, optimizer: GroupedOptimizer) -> None:

@@ -20,22 +20,24 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import nn
+from torch import distributed, nn
 
-from tml.core.distributed import pick_device
+from tml.core.distributed import gathered, is_first_rank, pick_device, ranks, unwrap
+from tml.core.errors import ConfigError
 from tml.core.training import TrainingConfig, TrainResult, TrainState, resume, train
 from tml.embeddings.partitioned import PartitionedTables
 from tml.embeddings.partitions import Partitions, cut_tables
+from tml.embeddings.sharded import ShardedTables
 from tml.projects.twhin.batches import EdgeBatches
 from tml.projects.twhin.buckets import BucketBatches
 from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.data import extract_graph, hold_out, hold_out_on_disk
 from tml.projects.twhin.evaluate import evaluate_edges
-from tml.projects.twhin.export import export_embeddings
+from tml.projects.twhin.export import export_embeddings, read_along
 from tml.projects.twhin.first_vectors import load_first_vectors
 from tml.projects.twhin.graph import Graph, GraphFolder, read_graph
 from tml.projects.twhin.model import TwhinModel
-from tml.projects.twhin.optimizer import build_optimizer, row_bytes
+from tml.projects.twhin.optimizer import build_optimizer, row_bytes, shard_model
 
 
 def train_twhin(
@@ -77,6 +79,8 @@ def train_on_graph(path: Path, config: TwhinConfig, out: Path, seed: int, finger
     Raises:
         DataError: the folder is no graph, or a relation has no edge.
     """
+    if distributed.is_initialized():
+        return _train_on_ranks(GraphFolder(path), config, out, seed, fingerprint)
     cut = _partitions(config, GraphFolder(path))
     if cut is not None:
         return _train_in_partitions(GraphFolder(path), cut, config, out, seed, fingerprint)
@@ -91,7 +95,7 @@ def train_on_graph(path: Path, config: TwhinConfig, out: Path, seed: int, finger
     steps = config.training.num_steps or max(1, round(config.epochs * batches.batches_per_epoch / batches_per_step))
     training = config.training.model_copy(update={"num_steps": steps})
     evaluate = _evaluator(kept, held_out, seed) if len(held_out) else None
-    result = _train(model, batches, training, graph.vocabularies, evaluate, out, fingerprint)
+    result = _train(model.to(_device()), batches, training, graph.vocabularies, evaluate, out, fingerprint)
     print(_summary(graph, len(kept), len(held_out), result.metrics), file=sys.stderr)
     export_embeddings(model, graph, out / "embeddings")
     _link(path, out)
@@ -122,15 +126,45 @@ def _train_in_partitions(
         edges = folder.read("validation").edges_alone()
         evaluate, held_out = _evaluator(folder, edges, seed), len(edges)
     graph = folder.nodes()
-    result = _train(model, batches, training, graph.vocabularies, evaluate, out, fingerprint)
+    result = _train(model.to(_device()), batches, training, graph.vocabularies, evaluate, out, fingerprint)
     print(_summary(graph, len(batches.buckets), held_out, result.metrics), file=sys.stderr)
     export_embeddings(model, graph, out / "embeddings")
     _link(folder.path, out)
     return result
 
 
+def _train_on_ranks(folder: GraphFolder, config: TwhinConfig, out: Path, seed: int, fingerprint: str) -> TrainResult:
+    """The same for tables over the processes of a group, each of which reads its part of the edges."""
+    if config.embeddings.memory is not None:
+        raise ConfigError(f"embeddings.memory: found {config.embeddings.memory!r}, allowed under torchrun is null")
+    device = _device()
+    generator = torch.Generator(device).manual_seed(seed)
+    model = TwhinModel(folder.sizes, folder.relations, config, generator, ShardedTables)
+    rank, world_size = ranks()
+    # Another seed for each, so that their negatives differ.
+    batches = EdgeBatches(folder.part(rank, world_size), config, seed + 1_000_003 * rank)
+    batches_per_step = config.training.accumulate_batches
+    most = max(gathered(batches.batches_per_epoch))
+    steps = config.training.num_steps or max(1, round(config.epochs * most / batches_per_step))
+    training = config.training.model_copy(update={"num_steps": steps})
+    evaluate, held_out = None, 0
+    if folder.has("validation"):
+        edges = folder.read("validation").edges_alone()
+        evaluate, held_out = _evaluator(folder, edges, seed), len(edges)
+    graph, edges_here = folder.nodes(), len(batches.graph) if isinstance(batches.graph, Graph) else 0
+    result = _train(shard_model(model, config), batches, training, graph.vocabularies, evaluate, out, fingerprint)
+    kept = sum(gathered(edges_here))
+    if is_first_rank():
+        print(_summary(graph, kept, held_out, result.metrics), file=sys.stderr)
+        export_embeddings(model, graph, out / "embeddings")
+        _link(folder.path, out)
+    else:
+        read_along(model, graph)
+    return result
+
+
 def _train(
-    model: TwhinModel,
+    model: nn.Module,
     batches: EdgeBatches | BucketBatches,
     training: TrainingConfig,
     vocabularies: Mapping[str, pa.Array],
@@ -138,11 +172,12 @@ def _train(
     out: Path,
     fingerprint: str,
 ) -> TrainResult:
-    model.to(_device())
-    optimizer, scheduler = build_optimizer(model, model.config)
+    bare = unwrap(model)
+    assert isinstance(bare, TwhinModel)
+    optimizer, scheduler = build_optimizer(model, bare.config)
     state = TrainState(model, optimizer, scheduler, batches)
     if not resume(state, out, fingerprint):
-        load_first_vectors(model, vocabularies, model.config)
+        load_first_vectors(bare, vocabularies, bare.config)
     return train(state, training, out, evaluate, label="train TwHIN", fingerprint=fingerprint)
 
 
@@ -159,9 +194,10 @@ def _device() -> torch.device:
 
 def _evaluator(kept: Graph | GraphFolder, held_out: Graph, seed: int) -> Callable[[nn.Module], Mapping[str, float]]:
     def evaluate(model: nn.Module) -> Mapping[str, float]:
-        assert isinstance(model, TwhinModel)
+        bare = unwrap(model)
+        assert isinstance(bare, TwhinModel)
         # The same candidates every time, so that values differ only by what was learnt.
-        return evaluate_edges(model, kept, held_out, np.random.default_rng([seed, 2]))
+        return evaluate_edges(bare, kept, held_out, np.random.default_rng([seed, 2]))
 
     return evaluate
 
