@@ -11,7 +11,7 @@ setup: .venv/.ready
 
 .venv/.ready: pyproject.toml Makefile
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable '.[dev,distributed]'
+	$(BIN)/pip install --quiet --editable '.[dev,distributed,baselines]'
 ifeq ($(shell uname -sm),Linux x86_64)
 	$(BIN)/pip install --quiet --no-deps $(TORCHREC)
 endif

@@ -16,52 +16,14 @@ from collections.abc import Callable
 
 import torch
 from _machine import print_figure, print_machine, seconds
+from _published import published_ranker, random_batch
 from torch import nn
 
-from tml.projects.home.recap.config import (
-    BatchNormConfig,
-    DoubleNormLogConfig,
-    FeaturizationConfig,
-    InputShapes,
-    MaskBlockConfig,
-    MaskNetConfig,
-    MlpConfig,
-    ModelConfig,
-    NetworkConfig,
-    TaskConfig,
-)
-from tml.projects.home.recap.model import HeavyRanker, RankerLoss
+from tml.projects.home.recap.model import RankerLoss
 from tml.projects.home.recap.optimizer import build_optimizer
 from tml.projects.home.recap.optimizer.config import PUBLISHED_TOWER_RATES, default_config
 
 BATCH = 1024
-SHAPES = InputShapes(
-    continuous=2117,
-    binary=59,
-    embeddings=dict.fromkeys(("user_embedding", "user_eng_embedding", "author_embedding"), 200),
-    tasks=tuple(PUBLISHED_TOWER_RATES),
-)
-
-
-def published_ranker() -> RankerLoss:
-    """The published architecture with its loss."""
-    tower = MlpConfig(layer_sizes=(256, 128, 1), batch_norm=BatchNormConfig(affine=False, momentum=0.1))
-    block = MaskBlockConfig(output_size=1024, aggregation_size=1024)
-    mlp = MlpConfig(layer_sizes=(2048,), final_activation=True)
-    config = ModelConfig(
-        tasks={task: TaskConfig(mlp_config=tower) for task in PUBLISHED_TOWER_RATES},
-        backbone=NetworkConfig(mask_net_config=MaskNetConfig(mask_blocks=(block,) * 4, mlp=mlp)),
-        featurization_config=FeaturizationConfig(double_norm_log_config=DoubleNormLogConfig()),
-        small_embeddings=None,
-    )
-    return RankerLoss(HeavyRanker(config, SHAPES, torch.Generator().manual_seed(0)))
-
-
-def random_batch() -> dict[str, torch.Tensor]:
-    """A batch of the published shape."""
-    widths = {"continuous": SHAPES.continuous, "binary": SHAPES.binary, **SHAPES.embeddings}
-    inputs = {name: torch.rand(BATCH, width) for name, width in widths.items()}
-    return inputs | {task: torch.randint(0, 2, (BATCH,)).float() for task in SHAPES.tasks}
 
 
 def ours(model: nn.Module) -> Callable[[], None]:
@@ -123,7 +85,7 @@ def share_of_training(model: RankerLoss, runs: int) -> None:
     """A training step with a limit that always clips, taken apart."""
     published = default_config(PUBLISHED_TOWER_RATES)
     optimizer, scheduler = build_optimizer(model, published.model_copy(update={"clip_gradient_norm": 1e-6}))
-    batch = random_batch()
+    batch = random_batch(BATCH)
     of_step, of_update = [], []
     for _ in range(runs):
         zero = seconds(optimizer.zero_grad)

@@ -6,6 +6,10 @@ TensorFlow writes. The plain reader is Python's gzip, the same checksums, and go
 feature's values taken over as an array, which is the quickest way that it has. Times are of the processor, the files
 in memory.
 
+There are two ratios. `read_vs_protobuf` is from file to arrays, each side with its own decompression, which is most of
+the time of both; `parse_vs_protobuf` is from records that are decompressed already, and says what the parser alone
+gains.
+
 python benchmarks/tfrecord.py [--short]
 """
 

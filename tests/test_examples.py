@@ -8,6 +8,7 @@ import pytest
 
 from tml.core.config import load_config
 from tml.pipeline import RunConfig
+from tml.projects.home.recap.published_config import PublishedConfig, is_published
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -35,8 +36,10 @@ def test_programs_run(program: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
-def test_configs_load(config: Path) -> None:
-    load_config(RunConfig, config)
+def test_configs_load(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TML_DATA", "data")
+    monkeypatch.setenv("TML_RUNS", "runs")
+    load_config(PublishedConfig if is_published(config) else RunConfig, config)
 
 
 def test_the_quickstart_is_as_it_stands() -> None:

@@ -55,13 +55,23 @@ def times(folder: Path) -> dict[str, int]:
 
 
 def test_the_run_folder_holds_what_the_contract_says(finished: Path) -> None:
-    names = ["config.yaml", "log", "examples", "twhin", "recap", "evaluation.json", "timelines.parquet", "report.html"]
+    names = [
+        "config.yaml",
+        "log",
+        "examples",
+        "twhin",
+        "baselines",
+        "recap",
+        "evaluation.json",
+        "timelines.parquet",
+        "report.html",
+    ]
     assert {path.name for path in finished.iterdir()} == {*names, ".stages", ".lock"}
     assert load_config(RunConfig, finished / "config.yaml") == config()
     evaluation = read_json(finished / "evaluation.json")
     assert list(evaluation["tasks"]) == [f"recap.engagement.is_{name}" for name in TASKS]
     models = evaluation["tasks"]["recap.engagement.is_favorited"]["models"]
-    assert set(models) == {"ranker", "logistic_regression", "base_rate", "oracle"}
+    assert set(models) == {"ranker", "lightgbm", "logistic_regression", "popularity", "base_rate", "oracle"}
     assert 0.5 < models["ranker"]["auc"] <= 1
     assert models["oracle"]["rce"] > models["ranker"]["rce"] > models["base_rate"]["rce"]
     assert abs(models["oracle"]["calibration"] - 1) < 0.3
@@ -204,3 +214,49 @@ def test_sampled_negatives_are_left_out_of_training_and_corrected_once(tmp_path:
     models = read_json(tmp_path / "run" / "evaluation.json")["tasks"]["recap.engagement.is_favorited"]["models"]
     for name in ("ranker", "base_rate"):
         assert 0.6 < models[name]["calibration"] < 1.6, name
+
+
+def test_a_run_folder_is_evaluated_compared_and_asked_what_if(run: Path) -> None:
+    from typer.testing import CliRunner
+
+    from tml.cli import app
+    from tml.core.errors import ConfigError
+
+    done = CliRunner().invoke(
+        app, ["recap", "evaluate", str(run), "--against", "lightgbm", "--against", str(run), "--by", "posts.topic"]
+    )
+    assert done.exit_code == 0, done.stderr
+    assert "The ranker against lightgbm" in done.stdout
+    assert "By posts.topic" in done.stdout
+    for name in ("lightgbm.json", "lightgbm.png", "lightgbm.html", "run.json"):
+        assert (run / "comparisons" / name).is_file(), name
+    task = "recap.engagement.is_favorited"
+    assert read_json(run / "comparisons" / "run.json")["tasks"][task]["auc"]["difference"] == 0
+    evaluation = read_json(run / "evaluation.json")
+    assert set(evaluation["segments"]) == {"author_size", "viewer_activity", "age", "posts.topic"}
+    between = evaluation["tasks"][task]["intervals"]["auc"]
+    assert between["low"] < evaluation["tasks"][task]["models"]["ranker"]["auc"] < between["high"]
+    done = CliRunner().invoke(app, ["recap", "what-if", str(run), "--set", "weights.is_favorited=0"])
+    assert done.exit_code == 0, done.stderr
+    moved = read_json(run / "what_if.json")
+    assert (moved["before"]["weights"][task], moved["after"]["weights"][task]) == (0.5, 0.0)
+    assert moved["after"]["expected"][task] <= moved["before"]["expected"][task]
+    assert 0 < moved["before"]["followed"] < 1
+    for change, message in (("weights.nope=1", "weights: found nope"), ("seed=1", r"allowed here is weights\.TASK")):
+        with pytest.raises(ConfigError, match=message):
+            CliRunner().invoke(app, ["recap", "what-if", str(run), "--set", change], catch_exceptions=False)
+
+
+def test_calibration_is_fitted_kept_and_used_in_the_ranking(run: Path) -> None:
+    run_job(config(evaluation={"calibration": "platt", "lightgbm": None}), run)
+    table = pq.read_table(run / "recap" / "predictions.parquet")
+    maps = read_json(run / "recap" / "calibration.json")
+    assert set(maps) == {f"recap.engagement.is_{name}" for name in TASKS}
+    assert "lightgbm/recap.engagement.is_favorited" not in table.column_names
+    ranked = pq.read_table(run / "timelines.parquet").sort_by("impression_id")
+    for task in maps:
+        raw, said = (table[f"{kind}/{task}"].to_numpy() for kind in ("uncalibrated", "ranker"))
+        assert not np.array_equal(raw, said)
+        assert ranked[f"probability/{task}"].equals(table.sort_by("impression_id")[f"first/{task}"])
+    run_job(config(), run)
+    assert not (run / "recap" / "calibration.json").exists()

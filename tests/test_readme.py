@@ -50,7 +50,7 @@ def test_the_config_of_the_readme_runs(tml: Any, tmp_path: Path) -> None:
 
 
 def test_the_verbs_of_the_readme_exist(tml: Any) -> None:
-    verbs = {verb.strip() for verb in re.findall(r"`tml ((?:[a-z]+ ?)+)[^`]*`", README.read_text())}
+    verbs = {verb.strip() for verb in re.findall(r"`tml ((?:[a-z-]+ ?)+)[^`]*`", README.read_text())}
     assert len(verbs) >= 8
     for verb in sorted(verbs - {"command"}):
         assert tml(*verb.split(), "--help").returncode == 0, verb

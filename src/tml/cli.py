@@ -14,6 +14,7 @@ from tml.cli_job import Config, RunDir, Set
 from tml.cli_job import do_job as _job
 from tml.cli_job import example as _example
 from tml.cli_job import show as _print
+from tml.cli_recap import recap, show_evaluation, show_timeline
 from tml.cli_twhin import twhin
 from tml.core.errors import DataError, UserError
 
@@ -24,7 +25,6 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
-recap = typer.Typer(help="The Heavy Ranker: train, evaluate, rank.", no_args_is_help=True)
 data = typer.Typer(help="Engagement logs: look at one, make one of a public data set.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(twhin, name="twhin")
@@ -38,9 +38,9 @@ def run(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None
     Stages that are finished for the same config are skipped; after Ctrl-C the same command goes on where it stopped.
     """
     folder = _job(config, run_dir, set_, None)
-    _show_evaluation(folder)
-    _show_timeline(folder)
-    _show_report(folder)
+    show_evaluation(folder)
+    show_timeline(folder)
+    print(f"report: {folder / 'report.html'}")
 
 
 @app.command(epilog=_example("tml simulate my-log --users 1000 --posts 5000 --days 7 --seed 1"))
@@ -125,93 +125,25 @@ def data_convert(
     print(converted.result)
 
 
-@recap.command("train", epilog=_example("tml recap train examples/demo.yaml --run-dir runs/demo"))
-def recap_train(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
-    """Train the Heavy Ranker on the example dataset."""
-    print(_job(config, run_dir, set_, "recap") / "recap" / "model.safetensors")
-
-
-@recap.command("evaluate", epilog=_example("tml recap evaluate examples/demo.yaml --run-dir runs/demo"))
-def recap_evaluate(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
-    """Say how good the ranker is on the held-out end of the log."""
-    _show_evaluation(_job(config, run_dir, set_, "evaluate"))
-
-
-@recap.command("rank", epilog=_example("tml recap rank examples/demo.yaml --run-dir runs/demo"))
-def recap_rank(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
-    """Re-rank the held-out sessions by the weighted score."""
-    _show_timeline(_job(config, run_dir, set_, "rank"))
-
-
-@recap.command("schedule", epilog=_example("tml recap schedule examples/demo.yaml --steps 2000 --out schedule.png"))
-def recap_schedule(
-    config: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="[CONFIG.yaml]",
-            help="The job, or a config with an `optimizer` section, or such a section alone.",
-            show_default=False,
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", help="Steps of training.", show_default="the config's, or as many as the schedules need"
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw a picture too: .png, .svg or .html.", show_default=False)
-    ] = None,
-    set_: Set = None,
+@data.command("synthesize", epilog=_example("tml data synthesize published-data --rows 20000 --days 4"))
+def data_synthesize(
+    out: Annotated[Path, typer.Argument(help="The folder to write to; what is there is replaced.", show_default=False)],
+    rows: Annotated[int, typer.Option(min=1, help="Rows in all; 1,000 are some 11 MB.")] = 20_000,
+    files: Annotated[int, typer.Option(min=1, help="Files in all.")] = 16,
+    days: Annotated[int, typer.Option(min=1, help="Folders by day, from 2022/10/01 on.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same bytes.")] = 0,
 ) -> None:
-    """Show the learning rate of each tower and of the backbone over the steps, before anything is trained."""
-    from tml.core.config import load_config
-    from tml.pipeline import RunConfig
-    from tml.report.schedule import load_optimizer, plan_of_optimizer, plan_of_ranker
-    from tml.report.schedule_picture import require_format, write_picture
+    """Write random data in the published form, with labels to learn: schema.json and gzip TFRecords."""
+    from tml.data.segdense import generate
 
-    if out is not None:
-        require_format(out)
-    name = str(config or "the default job")
-    optimizer = load_optimizer(config, set_ or ()) if config else None
-    if optimizer is not None:
-        plan = plan_of_optimizer(optimizer, name, steps)
-    else:
-        job = load_config(RunConfig, config, set_ or ())
-        plan = plan_of_ranker(job.recap, job.tasks, name, steps)
-    if out is not None:
-        write_picture(plan, out)
-    _print(plan)
-    if out is not None:
-        print(out)
+    generate(out, rows, seed, files, days)
+    print(out)
 
 
 @app.command(epilog=_example("tml report examples/demo.yaml --run-dir runs/demo"))
 def report(config: Config = None, run_dir: RunDir = None, set_: Set = None) -> None:
     """Make the one-page report of a run."""
-    _show_report(_job(config, run_dir, set_, "report"))
-
-
-def _show_evaluation(folder: Path) -> None:
-    from tml.core.files import read_json
-    from tml.projects.home.recap.evaluate import evaluation_table, ranking_table
-
-    evaluation = read_json(folder / "evaluation.json")
-    _print(evaluation_table(evaluation), ranking_table(evaluation))
-
-
-def _show_timeline(folder: Path) -> None:
-    import pyarrow.parquet as pq
-
-    from tml.core.files import read_json
-    from tml.projects.home.recap.evaluate import timeline_table
-
-    tasks = list(read_json(folder / "evaluation.json")["tasks"])
-    _print(timeline_table(pq.read_table(folder / "timelines.parquet"), None, tasks))
-
-
-def _show_report(folder: Path) -> None:
-    print(f"report: {folder / 'report.html'}")
+    print(f"report: {_job(config, run_dir, set_, 'report') / 'report.html'}")
 
 
 def main() -> None:

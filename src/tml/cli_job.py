@@ -1,16 +1,28 @@
 """What the verbs share: the options that name a job, doing it, and printing tables."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from tml.core.errors import ConfigError
+
 Config = Annotated[
     Path | None,
     typer.Argument(
         metavar="[CONFIG.yaml]", help="The job; left out, the default job on a simulated log.", show_default=False
+    ),
+]
+ConfigOrRun = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[RUN|CONFIG.yaml]",
+        help="A run's folder, or a job; left out, the default job on a simulated log.",
+        show_default=False,
     ),
 ]
 RunDir = Annotated[
@@ -31,15 +43,31 @@ def do_job(config: Path | None, run_dir: Path | None, overrides: list[str] | Non
     """Load the config, do the job or one stage of it, return the run folder."""
     from tml.core.config import load_config
     from tml.pipeline import RunConfig, run_job
+    from tml.projects.home.recap.published_config import is_published
 
+    if config is not None and config.is_dir():
+        # A run's folder holds the job that made it.
+        config, run_dir = config / "config.yaml", run_dir or config
+    if is_published(config):
+        raise ConfigError(
+            f"{config}: found a published configuration, which has no stages; allowed with it are `tml recap train`, "
+            "`tml recap evaluate` and `tml recap schedule`"
+        )
     loaded = load_config(RunConfig, config, overrides or ())
     folder = run_dir or Path("runs") / (config.stem if config else "default")
-    try:
+    with may_be_stopped():
         run_job(loaded, folder, only)
+    return folder
+
+
+@contextmanager
+def may_be_stopped() -> Iterator[None]:
+    """Ctrl-C ends with one line and the exit code of an interrupt."""
+    try:
+        yield
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         raise typer.Exit(130) from None
-    return folder
 
 
 def show(*parts: Any) -> None:

@@ -8,9 +8,10 @@ from tml import __version__
 from tml.core.config import fingerprint, to_yaml
 from tml.core.errors import ConfigError
 from tml.core.files import write_text
+from tml.core.lock import alone
 from tml.data.log import open_log
 from tml.features.build import train_start
-from tml.pipeline import RunConfig, alone
+from tml.pipeline import RunConfig
 from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.data import extract_graph, extract_new_edges
 from tml.projects.twhin.graph import GraphFolder, graph_digest

@@ -1,43 +1,57 @@
 """The main job: from an engagement log to a ranked timeline, stage by stage.
 
-    simulate ─► features ─► twhin ─► recap ─► evaluate ─► rank ─► report
+    simulate ─► features ─► twhin ─► baselines ─► recap ─► evaluate ─► rank ─► report
 
 Every stage reads files and writes files of the run folder. When one is finished it leaves a mark: the fingerprint of
 all that its output depends on. A stage whose mark still fits is skipped, so a run that was stopped goes on where it
 was, and a changed setting runs again what depends on it and nothing else.
 """
 
-import fcntl
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import pyarrow.parquet as pq
 from pydantic import Field, model_validator
 from rich.console import Console
 
 from tml import __version__
 from tml.core.config import BaseConfig, fingerprint, one_of, to_yaml
-from tml.core.errors import MissingStage, UserError
+from tml.core.errors import MissingStage
 from tml.core.files import read_json, remove, write_json, write_text
+from tml.core.lock import alone
 from tml.data.config import LogConfig, TaskConfig, published_tasks
+from tml.data.examples import Schema, vector_values
 from tml.data.log import Log, log_fingerprint, open_log
+from tml.data.shards import read_part
 from tml.features.build import build_examples, train_start
 from tml.features.config import FeaturesConfig, SplitConfig
+from tml.projects.home.recap.baseline_predictions import predict_baselines
+from tml.projects.home.recap.boosting import is_installed
+from tml.projects.home.recap.calibration_maps import calibrate_predictions
 from tml.projects.home.recap.combine import combination_weights, rank_sessions, write_timelines
+from tml.projects.home.recap.compare import compare
 from tml.projects.home.recap.evaluate import evaluate_predictions, write_evaluation
-from tml.projects.home.recap.predict import predict
+from tml.projects.home.recap.evaluate_segments import evaluate_segments
+from tml.projects.home.recap.evaluation_config import EvaluationConfig
+from tml.projects.home.recap.intervals import order_intervals, task_intervals
+from tml.projects.home.recap.predict import predict, write_predictions
+from tml.projects.home.recap.segments import segment_examples
 from tml.projects.home.recap.train import RecapConfig, train_recap
+from tml.projects.home.recap.what_if import what_if
 from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.train import train_twhin
 from tml.report import write_report
 from tml.simulator.config import SimulatorConfig
 from tml.simulator.simulate import simulate
+
+FOLLOWED = "follows_author"
+"""The binary feature that says whether the viewer follows the author."""
 
 TOP = 5
 """Posts at the top of a timeline that the ranking is judged by."""
@@ -61,6 +75,7 @@ class RunConfig(BaseConfig):
     split: SplitConfig = SplitConfig()
     twhin: TwhinConfig | None = TwhinConfig()
     recap: RecapConfig = RecapConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     weights: dict[str, float] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -85,6 +100,8 @@ class Run:
         self.examples = folder / "examples"
         self.twhin = folder / "twhin"
         self.recap = folder / "recap"
+        self.baselines = folder / "baselines" / "predictions.parquet"
+        self.calibration = self.recap / "calibration.json"
         self.predictions = self.recap / "predictions.parquet"
 
     @property
@@ -153,14 +170,64 @@ def _recap(run: Run, mark: str) -> None:
     train_recap(run.config.recap, run.examples, run.embeddings, run.recap, run.config.seed, mark)
 
 
+def _baselines(run: Run, _: str) -> None:
+    config = run.config
+    predict_baselines(
+        config.recap, config.evaluation.lightgbm, run.examples, run.embeddings, config.seed, run.baselines
+    )
+
+
 def _evaluate(run: Run, _: str) -> None:
     config, log = run.config, run.log
     truth = log.path / log.truth if log.truth else None
     model = run.recap / "model.safetensors"
-    predict(config.recap, run.examples, run.embeddings, model, truth, run.predictions)
-    weights = combination_weights(list(config.tasks), config.weights)
-    evaluation = evaluate_predictions(pq.read_table(run.predictions), list(config.tasks), weights, k=TOP)
+    predict(config.recap, run.examples, run.embeddings, model, truth, run.predictions, run.baselines)
+    tasks, settings = list(config.tasks), config.evaluation
+    remove(run.calibration)
+    if settings.calibration is not None:
+        table, maps = calibrate_predictions(pq.read_table(run.predictions), tasks, settings.calibration)
+        write_predictions(table, run.predictions)
+        write_json(run.calibration, {task: fitted.to_json() for task, fitted in maps.items()})
+    weights = combination_weights(tasks, config.weights)
+    predictions = pq.read_table(run.predictions)
+    evaluation = evaluate_predictions(predictions, tasks, weights, k=TOP)
+    sure = settings.draws, settings.confidence, config.seed
+    for task, found in task_intervals(run.predictions, tasks, *sure).items():
+        evaluation["tasks"][task]["intervals"] = found
+    evaluation["ranking"]["against_served"] = order_intervals(predictions, weights, TOP, *sure)
+    evaluation["segments"] = run_segments(run, settings.segments)
     write_evaluation(evaluation, run.folder / "evaluation.json")
+
+
+def run_segments(run: Run, names: Sequence[str]) -> dict[str, Any]:
+    """The ranker's figures by the named segments."""
+    segments = segment_examples(run.examples, names, run.config.evaluation.buckets, run.config.recap.on_error)
+    return evaluate_segments(run.predictions, list(run.config.tasks), segments)
+
+
+def run_comparison(run: Run, against: str) -> dict[str, Any]:
+    """The ranker of a run against a model of its predictions, or the ranker of another run folder."""
+    settings = run.config.evaluation
+    return compare(
+        run.predictions, list(run.config.tasks), against, settings.draws, settings.confidence, run.config.seed
+    )
+
+
+def run_what_if(run: Run, overrides: Mapping[str, float]) -> dict[str, Any]:
+    """What moves in the run's held-out sessions when weights are overridden."""
+    if not run.predictions.is_file():
+        raise MissingStage(f"{run.predictions}: no such predictions; `tml recap evaluate` makes them")
+    tasks = list(run.config.tasks)
+    before = combination_weights(tasks, run.config.weights)
+    after = combination_weights(tasks, {**run.config.weights, **overrides})
+    predictions = pq.read_table(run.predictions)
+    schema = Schema.read(run.examples)
+    followed = None
+    if FOLLOWED in schema.binary:
+        column = schema.binary.index(FOLLOWED)
+        parts = read_part(run.examples, "validation", ["binary"], on_error=run.config.recap.on_error)
+        followed = np.concatenate([vector_values(table["binary"])[:, column] for table in parts]) > 0
+    return what_if(predictions, tasks, before, after, followed)
 
 
 def _rank(run: Run, _: str) -> None:
@@ -195,13 +262,7 @@ STAGES = (
         "features",
         ("simulate",),
         "examples",
-        lambda run: [
-            _log_content(run),
-            _tasks(run),
-            run.config.features.definitions(),
-            run.config.split,
-            run.config.seed,
-        ],
+        _what_examples_depend_on,
         _features,
     ),
     Stage(
@@ -221,11 +282,19 @@ STAGES = (
         _recap,
     ),
     Stage(
+        "baselines",
+        "recap baselines",
+        ("features", "twhin"),
+        "baselines/predictions.parquet",
+        lambda run: [run.config.recap.embeddings, run.config.evaluation.lightgbm, is_installed(), run.config.seed],
+        _baselines,
+    ),
+    Stage(
         "evaluate",
         "recap evaluate",
-        ("recap",),
+        ("baselines", "recap"),
         "evaluation.json",
-        lambda run: [run.config.weights, run.config.seed],
+        lambda run: [run.config.weights, run.config.evaluation, run.config.seed],
         _evaluate,
     ),
     Stage("rank", "recap rank", ("evaluate",), "timelines.parquet", lambda _: [], _rank),
@@ -294,21 +363,3 @@ def _mark_path(run: Run, stage: Stage) -> Path:
 def _is_finished(run: Run, stage: Stage, mark: str) -> bool:
     path = _mark_path(run, stage)
     return path.is_file() and (run.folder / stage.output).exists() and bool(read_json(path)["fingerprint"] == mark)
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Hold the run folder: two jobs in one folder would write over each other."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"{folder}: not a folder that can be written to ({error.strerror})") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"{folder}: another tml is at work in this run folder; wait for it or take another"
-            ) from None
-        yield

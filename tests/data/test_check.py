@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from datetime import datetime, timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -330,3 +331,20 @@ def test_the_verb_says_whether_a_job_can_read_the_log(tml: Any, folder: Path, tm
     assert "file: films.parquet" in done.stdout
     assert done.stderr.startswith("error: log: no posts table")
     assert done.stderr.endswith("; the config above reads it\n")
+
+
+def test_names_and_types_that_mean_something_elsewhere(folder: Path) -> None:
+    content = make(500)
+    named = {"type": "promoted", "t": 1, "l0": 2.0, "n": 3, "created_at": START}
+    content["impressions"] = [row | named for row in content["impressions"]]
+    # Dwell tells these from the rest; in rich's markup the name would close what is not open.
+    types = {"click": "[/b]", "like": "<script>"}
+    content["engagements"] = [row | {"type": types[row["type"]]} for row in content["engagements"]]
+    content["impressions"] = [row | {"dwell_time": row["dwell"] > 1.5} for row in content["impressions"]]
+    write(folder, content)
+    result = check(folder)
+    console = Console(record=True, width=150, quiet=False, file=StringIO())
+    console.print(CheckView(result))
+    assert "[/b]" in console.export_text()
+    assert {one.type for one in result.facts.engagements} == set(types.values())
+    assert result.facts.impressions == 500

@@ -1,5 +1,7 @@
 """Published TFRecords to examples and back: every value again, by readers that are not the converters'."""
 
+import gzip
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -131,3 +133,32 @@ def test_what_cannot_be_converted_is_one_sentence(published: Path, tmp_path: Pat
     assert not (tmp_path.parent / "broken").exists()
     with pytest.raises(DataError, match="schema"):
         convert_log("examples", tmp_path, tmp_path.parent / "broken")
+
+
+def test_records_that_make_no_examples(published: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(published, source)
+    (source / "2022/10/02").rename(source / "2022/10/99")  # no day
+    assert convert_log("tfrecords", source, tmp_path / "out").rows == {"train": 30, "validation": 30}
+    schema = source / "schema.json"
+    text = schema.read_text()
+    schema.write_text(text.replace('"length": 320', '"length": -1'))
+    with pytest.raises(DataError, match=r"schema\.json: found \S*discrete\S*, a int64_list of length -1"):
+        convert_log("tfrecords", source, tmp_path / "out")
+    schema.write_text(text)
+    for path in (source / "2022/10/01").iterdir():
+        path.write_bytes(gzip.compress(b""))
+    with pytest.raises(DataError, match="found no record for train"):
+        convert_log("tfrecords", source, tmp_path / "out")
+
+
+def test_an_embedding_that_is_not_finite_is_named(published: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(published, source)
+    path = sorted((source / "2022/10/01").iterdir())[0]
+    features = read_schema(source / "schema.json")
+    batch = dict(parsed(published, [path]))
+    batch[RENAMED["user_embedding"]][3, 5] = np.nan
+    write_tfrecords(path, [batch], features)
+    with pytest.raises(DataError, match=rf"{path.name}: record 3: found NaN or infinity in user_embedding"):
+        convert_log("tfrecords", source, tmp_path / "out")

@@ -285,13 +285,13 @@ def test_a_line_that_is_not_of_the_format_is_named_and_nothing_is_written(tmp_pa
     for broken, said in (("1::2::3", "Expected Number of Columns: 4 Found: 3"), ("1::x::3::4", 'column "post_id"')):
         path.write_text("\n".join([*lines[:4], broken, *lines[5:]]))
         (tmp_path / "log").mkdir(exist_ok=True)
-        (tmp_path / "log" / "old").touch()
+        (tmp_path / "log" / "log.yaml").touch()
         with pytest.raises(DataError) as error:
             convert_log("movielens", tmp_path / "ml", tmp_path / "log")
         assert str(error.value).startswith(f"{path}, line 5: ")
         assert said in str(error.value)
         assert "\n" not in str(error.value)
-        assert [entry.name for entry in (tmp_path / "log").iterdir()] == ["old"]
+        assert [entry.name for entry in (tmp_path / "log").iterdir()] == ["log.yaml"]
         assert not list(tmp_path.glob(".*.partial"))
 
 
@@ -320,3 +320,32 @@ def test_the_verb_says_what_it_wrote(tml: Any, tmp_path: Path) -> None:
     assert "note: a rating is an impression" in done.stderr
     done = tml("data", "convert", "mind", "ml", "log")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def test_what_no_conversion_wrote_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    movielens(tmp_path / "home" / "ml", "csv")
+    kept = tmp_path / "home" / "thesis.txt"
+    kept.write_text("years of work")
+    for out in (tmp_path / "home", tmp_path, kept, tmp_path / "home" / "ml"):
+        with pytest.raises(DataError, match=r"^\S+: found "):
+            convert_log("movielens", tmp_path / "home" / "ml", out)
+    (tmp_path / "other").mkdir()
+    kept.rename(tmp_path / "other" / "thesis.txt")
+    with pytest.raises(DataError, match="no earlier conversion"):
+        convert_log("movielens", tmp_path / "home" / "ml", tmp_path / "other")
+    assert (tmp_path / "other" / "thesis.txt").read_text() == "years of work"
+    for _ in range(2):
+        convert_log("movielens", tmp_path / "home" / "ml", tmp_path / "log")
+    # What a killed conversion left behind is no log and does not disturb the next.
+    (tmp_path / ".killed.partial").mkdir()
+    (tmp_path / ".killed.partial" / "posts.parquet").write_bytes(b"PAR1")
+    convert_log("movielens", tmp_path / "home" / "ml", tmp_path / "killed")
+    assert not (tmp_path / ".killed.partial").exists()
+
+
+def test_a_header_of_kuairand_that_is_none(tmp_path: Path) -> None:
+    write_csv(tmp_path / "log.csv", kuairand(tmp_path))
+    (tmp_path / "video_features_basic_pure.csv").write_text('video_id,"tag\n1,2\n')
+    with pytest.raises(DataError, match=r"video_features_basic_pure\.csv: not a readable CSV file"):
+        convert_log("kuairand", tmp_path, tmp_path / "log")

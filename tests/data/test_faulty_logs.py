@@ -205,7 +205,8 @@ def test_two_rows_of_one_post(posts: Path) -> None:
     assert "found impression_id 0 in two different rows" in stops(config(posts))
     write(posts / "posts.jsonl", [{"post_id": p, "author_id": a} for p in range(5) for a in (9, 8) if p < 2 or a == 9])
     write(posts / "impressions.csv", rows())
-    assert "posts.jsonl: found two different rows of post_id 0, allowed is one (2 such rows" in stops(config(posts))
+    said = "posts.jsonl, record 2: found two different rows of post_id 0, allowed is one (2 such rows"
+    assert said in stops(config(posts))
     write(posts / "impressions.csv", twice)
     with open_log(config(posts, on_error="skip")) as log:
         assert log.connection.execute("SELECT author_id FROM posts ORDER BY post_id").fetchall() == [
@@ -379,3 +380,100 @@ def test_types_that_are_no_ids_or_times(posts: Path) -> None:
     assert "column served_at: found times of type BIGINT[], allowed are ISO text" in stops(config(posts))
     write(posts / "impressions.parquet", rows(user_id=None))
     assert "column user_id: found no value" in stops(config(posts))
+
+
+@pytest.mark.parametrize("byte", [-7, 40])
+def test_a_flipped_byte_of_a_gzip_file(posts: Path, byte: int) -> None:
+    content = rows(400)
+    for number in range(2):
+        write(posts / "impressions" / f"{number}.csv.gz", content[number::2])
+    path = posts / "impressions" / "1.csv.gz"
+    plain = gzip.decompress(path.read_bytes())
+    damaged = bytearray(gzip.compress(plain, 0))  # stored, so that a flipped byte is another digit and nothing else
+    damaged[byte if byte < 0 else damaged.index(b"0,1,2026")] ^= 1
+    path.write_bytes(damaged)
+    assert f"{path}: not a readable gzip file (CRC" in stops(config(posts))
+    _, kept = skips(config(posts))
+    assert kept == tuples(content[::2])
+
+
+def test_a_quote_that_does_not_end_is_counted_with_the_lines_it_takes(posts: Path) -> None:
+    content = [row | {"note": "x"} for row in rows(200)]
+    content[50]["note"] = '"x'
+    write(posts / "impressions.csv", content)
+    said = stops(config(posts))
+    assert "line 52: not a row (Value with unterminated quote" in said
+    assert "150 such rows" in said
+    log, kept = skips(config(posts))
+    assert kept == tuples([{k: row[k] for k in NAMES} for row in content[:50]])
+    assert [s.rows for s in log.skipped] == [150]
+
+
+def test_a_line_too_long_for_a_row(posts: Path) -> None:
+    content = [row | {"note": "x"} for row in rows()]
+    content[7]["note"] = "x" * 3_000_000
+    write(posts / "impressions.csv", content)
+    assert "line 9: not a row (Maximum line size" in stops(config(posts))
+    log, kept = skips(config(posts))
+    assert len(kept) == 19
+    assert [s.rows for s in log.skipped] == [1]
+
+
+def test_line_ends_of_several_kinds(posts: Path) -> None:
+    write(posts / "impressions.csv", rows())
+    path = posts / "impressions.csv"
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n", 5))
+    assert "lines end in CR LF and in LF, allowed is one of them" in stops(config(posts))
+    path.write_bytes(path.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r"))
+    assert skips(config(posts))[1] == tuples(rows())
+
+
+def test_names_that_the_database_has_itself(posts: Path) -> None:
+    content = [row | {"rowid": "x", "is_duplicate": 1, "n": 2} for row in rows()]
+    write(posts / "impressions.csv", [*content, content[3]])
+    log, kept = skips(config(posts))
+    assert kept == tuples(rows())
+    assert log.duplicates == 1
+    content[7]["served_at"] = "soon"
+    write(posts / "impressions.csv", content)
+    assert "impressions.csv, row 8: column served_at: found 'soon'" in stops(config(posts))
+    write(posts / "impressions.csv", [row | {"__file": 1} for row in rows()])
+    assert "has the column '__file'" in stops(config(posts))
+
+
+def test_binary_ids_that_are_empty(posts: Path) -> None:
+    table = pa.Table.from_pylist(rows())
+    ids = pa.array([b"" if n == 7 else b"u%d" % n for n in range(20)])
+    pq.write_table(table.set_column(0, "user_id", ids), posts / "impressions.parquet")
+    assert "row 8 (row group 0): column user_id: found b'', no id" in stops(config(posts))
+    assert len(skips(config(posts))[1]) == 19
+
+
+def test_lengths_of_time_are_no_times(posts: Path) -> None:
+    table = pa.Table.from_pylist(rows())
+    times = pa.array([timedelta(hours=n) for n in range(20)])
+    pq.write_table(table.set_column(2, "served_at", times), posts / "impressions.parquet")
+    assert "column served_at: found times of type" in stops(config(posts))
+
+
+def test_a_name_with_a_date_for_the_number_of_files(posts: Path) -> None:
+    write(posts / "impressions" / "part-1-of-20260101.csv", rows())
+    assert "part-0-of-20260101.csv: no such file" in stops(config(posts))
+    log, kept = skips(config(posts))
+    assert kept == tuples(rows())
+    assert len(log.skipped) == 1000
+
+
+def test_files_by_an_absolute_glob_or_a_wrong_one(posts: Path) -> None:
+    write(posts / "days" / "1.csv", rows())
+    assert skips(config(posts, file=f"{posts}/d*/*.csv"))[1] == tuples(rows())
+    assert skips(config(posts, file="../log/days/[0-9].csv"))[1] == tuples(rows())
+    assert "no such file" in stops(config(posts, file="days/**x["))
+
+
+def test_a_second_row_of_an_impression_is_named_where_it_is(posts: Path) -> None:
+    content = [row | {"impression_id": n} for n, row in enumerate(rows())]
+    write(posts / "impressions" / "1.csv", content[:10])
+    write(posts / "impressions" / "2.csv", [*content[10:], content[3] | {"user_id": 2}])
+    said = stops(config(posts))
+    assert said.startswith(f"{posts / 'impressions' / '2.csv'}, row 11: found impression_id 3 in two different rows")

@@ -3,8 +3,10 @@
 import gzip
 import json
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -105,6 +107,9 @@ def test_times_of_every_parquet_type(folder: Path, kind: pa.DataType, unit: Any)
         (pa.array([7.0, 8.0, 9.0], pa.float32()), [7, 8, 9]),
         (pa.array([7.0, 8.0, 2.0**53]), [7, 8, 2**53]),
         (pa.array([7, 8, 9], pa.decimal128(20, 0)), [7, 8, 9]),
+        (pa.array([Decimal(7), Decimal(8), Decimal(2**62 + 1)], pa.decimal128(38, 0)), [7, 8, 2**62 + 1]),
+        (pa.array([UUID(int=n).bytes for n in (7, 8, 9)], pa.uuid()), [str(UUID(int=n)) for n in (7, 8, 9)]),
+        (pa.array(["7", "8", "9"], pa.string_view()), ["7", "8", "9"]),
         (pa.array(["7", "8", "9"]), ["7", "8", "9"]),
         (pa.array(["7", "8", "9"]).dictionary_encode(), ["7", "8", "9"]),
         (pa.array([b"7", b"8", b"\xff"]), ["7", "8", r"\xFF"]),

@@ -93,3 +93,12 @@ def test_what_blocks_name_twice_is_there_once(small: LogConfig) -> None:
 def test_what_the_log_does_not_have_is_one_sentence(small: LogConfig, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         resolved(small, **fields)
+
+
+def test_keys_whose_features_would_have_the_same_names_are_refused(tmp_path: Path) -> None:
+    post = {"post_id": 0, "author_id": 0, "user_author": 1.0}
+    config = write_log(tmp_path / "log", with_anchors([], []) | {"posts": [post]})
+    message = r"features\.keys: found \[user_id, author_id\] and \[user_author\], whose .*same names, user_author\."
+    with pytest.raises(DataError, match=message):
+        resolved(config, keys=[["user_id", "author_id"], ["user_author"]])
+    assert "user_author.like.count.3d" in names(resolved(config, keys=[["user_author"], ["user_id"]]))

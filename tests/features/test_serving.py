@@ -118,3 +118,62 @@ def test_what_a_request_gets_wrong_is_one_sentence(simulated: LogConfig, example
             open_features(log, dataclasses.replace(schema, features={})),
         ):
             pass
+
+
+def test_a_value_that_cannot_be_is_one_sentence_and_the_next_request_is_answered(
+    simulated: LogConfig, examples: Path
+) -> None:
+    schema, stored = Schema.read(examples), read_part(examples, "validation")
+    three = pa.concat_tables(stored).slice(0, 3)
+    table = three.select(COLUMNS)
+    now = table["served_at"].type
+    wrong = {
+        ("user_id", r"column user_id: found no value"): pa.nulls(3, table["user_id"].type),
+        ("post_id", r"column post_id: found no value"): pa.nulls(3, table["post_id"].type),
+        ("served_at", r"column served_at: found no value"): pa.array([None, datetime(2026, 1, 2), None], now),
+        ("served_at", r"served_at: found -631152000000000 us .*allowed are the years 1990 to 2100"): pa.array(
+            [datetime(1950, 1, 1)] * 3, now
+        ),
+        ("served_at", r"found 4611686018427387904 s since 1970"): pa.array([2**62] * 3, pa.timestamp("s")),
+        ("user_id", r"cannot hold \(.*9223372036854775809"): pa.array([2**63 + 1] * 3, pa.uint64()),
+        ("position", r"cannot hold \(Could not convert string 'top'"): pa.array(["top"] * 3),
+    }
+    with open_log(simulated) as log, open_features(log, schema) as features:
+        for (column, sentence), values in wrong.items():
+            with pytest.raises(DataError, match=sentence):
+                features.compute(table.set_column(COLUMNS.index(column), column, values))
+        assert_same_bytes(features.compute(table), three)
+        assert len(features.compute(table.slice(0, 0)).continuous) == 0
+
+
+def test_times_of_any_unit_and_zone_are_read_as_the_logs_are(simulated: LogConfig, examples: Path) -> None:
+    schema = Schema.read(examples)
+    stored = pa.concat_tables(read_part(examples, "validation")).slice(0, 5)
+    table = stored.select(COLUMNS)
+    micros = pc.cast(table["served_at"], pa.int64())
+    # Nanoseconds are rounded to whole microseconds, as DuckDB does when it opens a log.
+    nanos = pc.cast(pc.add(pc.multiply(micros, 1000), 499), pa.timestamp("ns"))
+    zoned = pc.cast(table["served_at"], pa.timestamp("us", tz="America/New_York"))
+    with open_log(simulated) as log, open_features(log, schema) as features:
+        for times in (nanos, zoned):
+            assert_same_bytes(features.compute(table.set_column(2, "served_at", times)), stored)
+
+
+def test_a_place_in_the_feed_may_be_one_that_the_logs_type_is_too_small_for(folder: Path, tmp_path: Path) -> None:
+    now = datetime(2026, 1, 1)
+    shown = {"user_id": [1, 1], "post_id": [1, 1], "served_at": [now, now.replace(hour=9)]}
+    places = pa.array([3, 4], pa.uint8())
+    pq.write_table(pa.table({**shown, "position": places, "slot": places}), folder / "impressions.parquet")
+    pq.write_table(pa.table({"post_id": [1], "author_id": [2]}), folder / "posts.parquet")
+    engaged = {"user_id": [1], "post_id": [1], "type": ["favorited"], "engaged_at": [now]}
+    pq.write_table(pa.table(engaged), folder / "engagements.parquet")
+    config = FeaturesConfig(continuous=("impressions.slot",), discrete=("impressions.slot",), vocabulary_minimum=1)
+    tasks = {"is_favorited": TASKS["is_favorited"]}
+    with open_log(LogConfig(path=folder)) as log:
+        schema = build_examples(log, tasks, config, SplitConfig(train_start=0.0), tmp_path / "ex", 0, "")
+        asked = {"user_id": [1, 1], "post_id": [1, 1], "served_at": [now, now], "position": [400, 3], "slot": [400, 3]}
+        with open_features(log, schema) as features:
+            vectors = features.compute(pa.table(asked))
+    continuous = dict(zip(schema.continuous, vectors.continuous.T.tolist(), strict=True))
+    assert continuous["position"] == continuous["impressions.slot"] == [400, 3]
+    assert vectors.discrete[:, -1].tolist() == [0, 1]

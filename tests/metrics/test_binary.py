@@ -1,5 +1,7 @@
 """Binary metrics against scikit-learn, and what must not move them."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -41,6 +43,8 @@ def test_agrees_with_scikit_learn(parts):
     assert result.auc == pytest.approx(roc_auc_score(y, p, sample_weight=w), abs=1e-12)
     assert result.pr_auc == pytest.approx(average_precision_score(y, p, sample_weight=w), abs=1e-12)
     assert result.rce == pytest.approx(100 * (1 - log_loss(y, p, sample_weight=w) / base_ce), abs=1e-8)
+    assert result.log_loss == pytest.approx(log_loss(y, p, sample_weight=w), abs=1e-12)
+    assert result.ne == pytest.approx(1 - result.rce / 100, abs=1e-12)
     assert result.calibration == pytest.approx((w @ p) / (w @ y), abs=1e-12)
 
 
@@ -69,12 +73,13 @@ def test_large_and_random_agrees_with_scikit_learn():
         ([], [], None, BinaryResult(0, 0, None, None, None, None)),
         ([np.nan], [0.5], None, BinaryResult(0, 0, None, None, None, None)),
         ([0, 1], [0.5, 0.5], [0, 0], BinaryResult(0, 0, None, None, None, None)),
-        ([0, 0], [0.1, 0.2], None, BinaryResult(2, 0, None, None, None, None)),
-        ([1, 1], [0.4, 0.6], None, BinaryResult(2, 2, None, None, None, 0.5)),
+        ([0, 0], [0.1, 0.2], None, BinaryResult(2, 0, None, None, None, None, -np.log(0.9 * 0.8) / 2, None, 0.15)),
+        ([1, 1], [0.4, 0.6], None, BinaryResult(2, 2, None, None, None, 0.5, -np.log(0.4 * 0.6) / 2, None, 0.5)),
     ],
 )
 def test_undefined_is_none(labels, probabilities, weights, expected):
-    assert binary_result(examples_that_count(labels, probabilities, weights)) == expected
+    found = asdict(binary_result(examples_that_count(labels, probabilities, weights)))
+    assert found == {name: pytest.approx(value) for name, value in asdict(expected).items()}
 
 
 def test_a_batch_of_weight_zero_changes_nothing():
@@ -113,3 +118,31 @@ def test_wrong_values_are_refused(arguments, message):
 
 def test_values_of_examples_that_do_not_count_may_be_anything():
     assert binary_result(examples_that_count([np.nan, 0, 1], [np.nan, 0.1, 0.9])).auc == 1
+
+
+def test_the_calibration_error_is_that_of_ten_bins_of_equally_many():
+    rng = np.random.default_rng(2)
+    p = np.sort(rng.permutation(1000) / 1000)
+    y = rng.random(1000) < p**2
+    gaps = [abs(a.mean() - b.mean()) for a, b in zip(p.reshape(10, 100), y.reshape(10, 100), strict=True)]
+    assert binary_result(examples_that_count(y, p)).ece == pytest.approx(np.mean(gaps))
+
+
+def test_beyond_what_is_kept_the_error_of_auc_is_bounded_and_the_rest_is_exact():
+    rng = np.random.default_rng(4)
+    p = rng.beta(0.4, 5, 40_000)
+    y, w = rng.random(40_000) < p, rng.random(40_000)
+    exact = binary_result(examples_that_count(y, p, w))
+    binned, half = BinaryMetrics(kept_examples=1000), BinaryMetrics(kept_examples=1000)
+    for rows in np.array_split(np.arange(30_000), 50):
+        binned.update(y[rows], p[rows], w[rows])
+    half.update(y[30_000:39_500], p[30_000:39_500], w[30_000:39_500])
+    half.merge(collect([list(zip(y[39_500:].astype(float), p[39_500:], w[39_500:], strict=True))]))
+    found = binned.merge(half).compute()
+    assert 0 < found.auc_error < 1e-3
+    assert abs(found.auc - exact.auc) <= found.auc_error
+    assert found.pr_auc == pytest.approx(exact.pr_auc, abs=1e-3)
+    for name in ("rce", "ne", "log_loss", "calibration"):
+        assert getattr(found, name) == pytest.approx(getattr(exact, name), rel=1e-9)
+    assert found.ece == pytest.approx(exact.ece, abs=1e-4)
+    assert (found.examples, found.positives) == (exact.examples, exact.positives)

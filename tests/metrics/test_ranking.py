@@ -93,3 +93,17 @@ def test_nan_and_wrong_lengths_are_refused():
         ndcg([1], [np.nan], [1.0])
     with pytest.raises(DataError, match=r"gains: found shape \(1,\)"):
         ndcg([1, 2], [1.0, 2.0], [1.0])
+
+
+def test_grouped_auc_counts_weights_as_scikit_learn_does():
+    rng = np.random.default_rng(0)
+    groups, scores = rng.integers(0, 30, 600), rng.integers(0, 5, 600) / 5
+    labels, weights = rng.integers(0, 2, 600), rng.integers(0, 3, 600) * 0.7
+    aucs, sizes = [], []
+    for group in range(30):
+        rows = (groups == group) & (weights > 0)
+        if len(set(labels[rows])) == 2:
+            aucs.append(roc_auc_score(labels[rows], scores[rows], sample_weight=weights[rows]))
+            sizes.append(weights[rows].sum())
+    found = grouped_auc(groups, scores, labels, weights)
+    assert found == pytest.approx(np.average(aucs, weights=sizes), abs=1e-12)

@@ -1,7 +1,16 @@
-"""Where a model runs: the device, and the wrappers that PyTorch puts around a model to run it there."""
+"""Where a model runs: the device, the ranks, and the wrappers that PyTorch puts around a model to run it there.
+
+`torchrun` starts a process for every rank and tells each in its environment which it is; inside `process_group` they
+are a group. Without torchrun there is one rank, and nothing to do.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from tml.core.errors import ConfigError
 
@@ -29,9 +38,61 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+class Ranks(NamedTuple):
+    """Which process this is of how many."""
+
+    rank: int
+    world_size: int
+
+
+def ranks() -> Ranks:
+    """This process in its group; 0 of 1 where there is none."""
+    if not distributed.is_initialized():
+        return Ranks(0, 1)
+    return Ranks(distributed.get_rank(), distributed.get_world_size())
+
+
 def is_first_rank() -> bool:
     """Whether this process is the one that tells and writes: the first of its group, or the only one."""
-    return not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    return ranks().rank == 0
+
+
+@contextmanager
+def process_group() -> Iterator[Ranks]:
+    """Inside the block the processes that torchrun started are a group; does nothing without torchrun, or in a group.
+
+    Each takes the GPU of its own number on its machine, where there are GPUs.
+    """
+    if distributed.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield ranks()
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield ranks()
+    finally:
+        distributed.destroy_process_group()
+
+
+T = TypeVar("T")
+
+
+def gathered(value: T) -> list[T]:
+    """What each rank has, by rank, on every rank; all of them must call it."""
+    if ranks().world_size == 1:
+        return [value]
+    values: list[Any] = [None] * ranks().world_size
+    distributed.all_gather_object(values, value)
+    return values
+
+
+def data_parallel(module: nn.Module) -> nn.Module:
+    """The module, its gradients averaged over ranks where there are several."""
+    if ranks().world_size == 1:
+        return module
+    return nn.parallel.DistributedDataParallel(module)
 
 
 def unwrap(module: nn.Module) -> nn.Module:

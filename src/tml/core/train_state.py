@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tml.core.distributed import unwrap
+from tml.core.distributed import gathered, ranks, unwrap
 from tml.core.errors import DataError
 from tml.core.sharding import copy_into, full_shape, full_state, is_sharded
 
@@ -64,11 +64,16 @@ class TrainState:
         tells = getattr(self.batches, "state_dict", None)
         return {"random": random, "batches": tells() if tells else None}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, position: dict[str, Any] | None = None) -> dict[str, Any]:
         """Everything that the steps to come depend on, as plain values and tensors.
 
-        Where tensors are sharded every rank calls it, and the first has the whole of them.
+        Every rank calls it: each has a position of its own, and where tensors are sharded the first gets the whole of
+        them.
+
+        Args:
+            position: what `position()` was at the end of the last step; None asks for it now.
         """
+        position = position or self.position()
         return {
             "model": full_state(unwrap(self.model).state_dict()),
             "optimizer": self.optimizer.state_dict(),
@@ -77,7 +82,8 @@ class TrainState:
             "batches_read": self.batches_read,
             "progress": {"seconds": self.seconds, "logged": self.logged, "evaluated": self.evaluated},
             "averages": {"sums": self._sums, "rates": self.rates},
-            **self.position(),
+            **position,
+            "ranks": gathered(position),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -86,14 +92,17 @@ class TrainState:
         Raises:
             DataError: the model of the checkpoint is another one.
         """
-        _load_model(unwrap(self.model), state["model"])
+        load_model(self.model, state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler:
             self.scheduler.load_state_dict(state["scheduler"])
         self.step, self.batches_read = state["step"], state["batches_read"]
         self.seconds, self.logged, self.evaluated = (state["progress"][k] for k in ("seconds", "logged", "evaluated"))
         self._sums, self.rates = dict(state["averages"]["sums"]), dict(state["averages"]["rates"])
-        self._resume_from = {"random": state["random"], "batches": state["batches"]}
+        rank, world_size = ranks()
+        # With another number of ranks it is up to the batches whether they can go on from the first one's position.
+        same = len(state.get("ranks", ())) == world_size
+        self._resume_from = state["ranks"][rank] if same else {key: state[key] for key in ("random", "batches")}
 
     def start(self) -> Iterator[Any]:
         """The batches from the present position on; after a resume this also restores the random state."""
@@ -134,7 +143,13 @@ class TrainState:
         self._sums, self.logged = {}, self.step
 
 
-def _load_model(model: nn.Module, saved: Mapping[str, torch.Tensor]) -> None:
+def load_model(model: nn.Module, saved: Mapping[str, torch.Tensor]) -> None:
+    """Give a model, bare or wrapped, the parameters and buffers that were saved of one.
+
+    Raises:
+        DataError: they are of another model, with the names.
+    """
+    model = unwrap(model)
     own = model.state_dict()
     differences = {
         "missing": own.keys() - saved.keys(),

@@ -24,7 +24,7 @@ from torch import nn
 from tml.core import checkpoint, files
 from tml.core.config import BaseConfig
 from tml.core.curves import Curves
-from tml.core.distributed import is_first_rank
+from tml.core.distributed import is_first_rank, ranks
 from tml.core.errors import ConfigError, DataError
 from tml.core.interrupts import uninterrupted
 from tml.core.progress import progress
@@ -40,7 +40,8 @@ class TrainingConfig(BaseConfig):
     log_every: PositiveInt = 100
     evaluate_every: PositiveInt = 1_000
     checkpoint_every: PositiveInt = 1_000
-    checkpoints_to_keep: PositiveInt = 3
+    checkpoints_to_keep: PositiveInt | None = 3
+    """The newest so many; null keeps all."""
     accumulate_batches: PositiveInt = 1
     """Batches a step: their gradients are averaged, each by its share of the examples, as of one large batch."""
 
@@ -187,9 +188,10 @@ class _Pauses:
         return measured
 
     def save_last_finished_step(self) -> None:
-        # A buffer that moved since then has seen part of the next step: there is nothing whole to save.
-        if self.saved < self.state.step and self.buffers == _versions(self.state.model):
-            self._save({**self.state.state_dict(), **self.position})
+        # A buffer that moved since then has seen part of the next step: there is nothing whole to save. Nor is there
+        # where ranks would have to stop at the same step.
+        if ranks().world_size == 1 and self.saved < self.state.step and self.buffers == _versions(self.state.model):
+            self._save(self.state.state_dict(self.position))
 
     def _save(self, state: dict[str, Any]) -> None:
         if self.store:

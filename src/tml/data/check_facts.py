@@ -123,8 +123,8 @@ def collect_facts(log: Log, reads: Mapping[str, Read], labels: Sequence[str], no
     # What is in the future would leave the past no room; it is counted apart.
     last = _row(c, f"SELECT max(served_at) FILTER (served_at <= {_timestamp(now)}) FROM impressions")[0] or log.end
     per_unit = c.execute(
-        f"SELECT t, count(row) FROM generate_series(date_trunc('{unit}', ?::TIMESTAMP), ?, INTERVAL 1 {unit}) s(t) "
-        f"LEFT JOIN impressions ON date_trunc('{unit}', served_at) = t GROUP BY 1 ORDER BY 1",
+        f"SELECT s.t, count(i.row) FROM generate_series(date_trunc('{unit}', ?::TIMESTAMP), ?, INTERVAL 1 {unit}) s(t) "
+        f"LEFT JOIN impressions i ON date_trunc('{unit}', i.served_at) = s.t GROUP BY 1 ORDER BY 1",
         [log.start, last],
     ).fetchall()
     people, shown, sessions = _row(
@@ -214,8 +214,8 @@ def _odd(log: Log, reads: Mapping[str, Read], inline: bool, now: datetime) -> di
         "sessions of several": "SELECT count(*) FROM (SELECT session_id FROM impressions GROUP BY 1 "
         "HAVING min(user_id) <> max(user_id))",
         "posts without author": "SELECT count(*) FROM posts WHERE author_id IS NULL",
-        "shown before created": "SELECT count(*) FROM impressions JOIN posts USING (post_id) "
-        "WHERE served_at < created_at",
+        "shown before created": "SELECT count(*) FROM impressions i JOIN posts p USING (post_id) "
+        "WHERE i.served_at < p.created_at",
     }
     if not inline:
         queries |= {

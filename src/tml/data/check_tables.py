@@ -6,7 +6,6 @@ from datetime import datetime
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -91,7 +90,7 @@ def _engagements(facts: Facts) -> Table:
     columns = ["Engagement", "Positives>", "Rate>"]
     view = _table(*columns, *(["Happened>", "Half within>", "90% within>"] if not facts.inline else []))
     for one in facts.engagements[:MOST_ENGAGEMENTS]:
-        cells = [escape(one.type), f"{one.positives:,}", percent(one.positives / facts.impressions)]
+        cells: list[str | Text] = [Text(one.type), f"{one.positives:,}", percent(one.positives / facts.impressions)]
         if not facts.inline:
             cells += [f"{one.events:,}", duration(one.delay(0.5)), duration(one.delay(0.9))]
         view.add_row(*cells)
@@ -106,7 +105,8 @@ def _outcomes(facts: Facts) -> Table:
         style = "yellow" if one.is_suspicious else "dim"
         why = "known only afterwards" if one.is_suspicious else "by name only"
         auc = "" if one.auc is None else f"{one.auc:.3f}"
-        view.add_row(Text(one.column, style=style), one.engagement, Text(auc, style=style), Text(why, style=style))
+        engagement = Text(one.engagement)
+        view.add_row(Text(one.column, style=style), engagement, Text(auc, style=style), Text(why, style=style))
     return view
 
 

@@ -19,6 +19,9 @@ from tml.core.config import BaseConfig, UtcDatetime
 CONFIG = "log.yaml"
 """The config of a job on a log, where the log's folder has one."""
 
+MINUTES_A_CENTURY = 100 * 365.25 * 24 * 60
+"""What is longer is a slip, and the sum with a time may be none."""
+
 TimeUnit = Literal["s", "ms", "us"]
 OnError = Literal["stop", "skip"]
 
@@ -39,12 +42,18 @@ class TableConfig(BaseConfig):
 
 
 class ImpressionsConfig(TableConfig):
-    """The impressions, where labels may be inline: `labels` names the columns that say (0 or 1) what followed.
+    """The impressions, where labels may be inline.
 
-    An inline label becomes an engagement of the type of its column's name, at the time of its impression.
+    An inline label becomes an engagement of the type of its column's name. It has no time of its own: it is taken to
+    have happened `label_delay_minutes` after its impression. Features of later impressions know of it from then on.
+
+    Attributes:
+        labels: the columns that say (0 or 1) what followed.
+        label_delay_minutes: how long after an impression its labels are known.
     """
 
     labels: tuple[str, ...] = ()
+    label_delay_minutes: float = Field(0.0, ge=0, le=MINUTES_A_CENTURY)
 
 
 class HistoryConfig(TableConfig):
@@ -79,7 +88,7 @@ class LogConfig(BaseConfig):
     users: TableConfig = TableConfig()
     follows: TableConfig = TableConfig()
     history: HistoryConfig | None = None
-    session_gap_minutes: float = Field(30.0, gt=0)
+    session_gap_minutes: float = Field(30.0, gt=0, le=MINUTES_A_CENTURY)
     on_error: OnError = "stop"
     truth: str | None = None
 
@@ -95,7 +104,7 @@ class TaskConfig(BaseConfig):
     """
 
     engagement: str
-    window_hours: float | None = Field(None, gt=0)
+    window_hours: float | None = Field(None, gt=0, le=MINUTES_A_CENTURY / 60)
     negative_sampling_rate: float = Field(1.0, gt=0, le=1)
 
 

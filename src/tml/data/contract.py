@@ -5,13 +5,15 @@ What comes out are DuckDB tables under the contract's names and types, exact dup
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import duckdb
 
 from tml.core.errors import DataError
 from tml.data.config import ImpressionsConfig, LogConfig, TableConfig
 from tml.data.faults import Faults, shown
-from tml.data.readers.raw import FAMILIES, FILE
+from tml.data.readers.raw import FAMILIES, FILE, ROW, numbered
 from tml.data.source import Source, without_odd
 from tml.data.tables import quote
 from tml.data.values import Reading, id_kinds, plain_columns, read_id, read_label, read_time, read_type, time_kinds
@@ -161,18 +163,18 @@ def drop_faulty_rows(connection: duckdb.DuckDBPyConnection, read: Read, faults: 
     conditions = [f"{readings[column].useless} AND {fault.condition}" for column, fault in looked_for]
     cases = " ".join(f"WHEN {condition} THEN {number}" for number, condition in enumerate(conditions))
     found = connection.execute(
-        f"SELECT {FILE}, number, count(*), min(row) FROM (SELECT {FILE}, rowid AS row, CASE {cases} END AS number "
-        f"FROM {quote(source.table)} WHERE {useless}) GROUP BY ALL ORDER BY 4"
+        f"SELECT {FILE}, number, count(*), min({ROW}) FROM (SELECT {FILE}, {ROW}, CASE {cases} END AS number "
+        f"FROM {numbered(source.table)} WHERE {useless}) GROUP BY ALL ORDER BY 4"
     ).fetchall()
-    for _, which, count, rowid in found:
+    for _, which, count, row in found:
         column, fault = looked_for[which]
         own = source.columns[column].own
-        file, place = source.place(connection, rowid)
+        file, place = source.place(connection, row)
         # Not every time that a file can hold is one that Python can.
         selected = (
             f"CAST({quote(own)} AS VARCHAR)" if source.columns[column].type.startswith(("TIME", "DATE")) else quote(own)
         )
-        value = one(connection, f"SELECT {selected} FROM {quote(source.table)} WHERE rowid = {rowid}")[0]
+        value = one(connection, f"SELECT {selected} FROM {numbered(source.table)} WHERE {ROW} = {row}")[0]
         what = "no value" if value is None or value == "" else f"{shown(value)}, {fault.reason}"
         sentence = f"column {own}: found {what}, {fault.allowed}"
         faults.rows(source.name, file, place, sentence, f"{own}: {fault.reason}", count)
@@ -198,7 +200,7 @@ def create_table(connection: duckdb.DuckDBPyConnection, read: Read, faults: Faul
         f"CREATE OR REPLACE TABLE {name} AS SELECT {distinct}{selected}{added} FROM {quote(source.table)}"
     )
     if name in KEYS:
-        _one_row_each(connection, source, KEYS[name], faults)
+        _one_row_each(connection, read, KEYS[name], faults)
     if name == "posts":
         refuse_empty(connection, source, faults)
 
@@ -215,21 +217,32 @@ def refuse_empty(connection: duckdb.DuckDBPyConnection, source: Source, faults: 
         raise DataError(f"{source.label}: the table {source.name} is empty{after}, allowed is one row or more")
 
 
-def _one_row_each(connection: duckdb.DuckDBPyConnection, source: Source, key: str, faults: Faults) -> None:
+def _one_row_each(connection: duckdb.DuckDBPyConnection, read: Read, key: str, faults: Faults) -> None:
     """Refuse a second row of a key, or keep the first in the order of all columns."""
-    name = source.name
+    name = read.source.name
     twice = connection.execute(
         f"SELECT {key}, sum(count(*) - 1) OVER () FROM {name} GROUP BY 1 HAVING count(*) > 1 ORDER BY 1 LIMIT 1"
     ).fetchone()
     if twice is None:
         return
     found = f"found two different rows of {key} {shown(twice[0])}, allowed is one"
-    faults.rows(name, source.files[0], "", found, f"{key}: another row of the same", int(twice[1]))
+    faults.rows(
+        name, *last_place(connection, read, key, twice[0]), found, f"{key}: another row of the same", int(twice[1])
+    )
     columns = [quote(row[0]) for row in connection.execute(f"DESCRIBE {name}").fetchall()]
     connection.execute(
         f"CREATE OR REPLACE TABLE {name} AS SELECT * FROM {name} "
         f"QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY {', '.join(columns)}) = 1"
     )
+
+
+def last_place(connection: duckdb.DuckDBPyConnection, read: Read, column: str, value: Any) -> tuple[Path, str]:
+    """The file and the place in it of the last row that has a value, as errors name them."""
+    row = connection.execute(
+        f"SELECT max({ROW}) FROM {numbered(read.source.table)} WHERE {read.value(column)} = ?", [value]
+    ).fetchone()
+    assert row is not None
+    return read.source.place(connection, row[0])
 
 
 def one(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[object, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import duckdb
 
-from tml.data.contract import Read, one, refuse_empty
+from tml.data.contract import Read, last_place, one, refuse_empty
 from tml.data.faults import Faults, shown
 from tml.data.tables import literal, quote
 
@@ -60,8 +60,8 @@ def _numbered(read: Read) -> str:
     sort = f"SELECT {values} FROM {quote(read.source.table)} ORDER BY {', '.join(map(quote, order))}"
     same = " AND ".join(f"{quote(name)} IS NOT DISTINCT FROM lag({quote(name)}) OVER ()" for name in order)
     return (
-        f"SELECT row_number() OVER () - 1 AS row, * EXCLUDE (is_duplicate) FROM "
-        f"(SELECT *, {same} AS is_duplicate FROM ({sort})) WHERE NOT is_duplicate"
+        f"SELECT row_number() OVER () - 1 AS row, * EXCLUDE (__duplicate) FROM "
+        f"(SELECT *, {same} AS __duplicate FROM ({sort})) WHERE NOT __duplicate"
     )
 
 
@@ -92,7 +92,8 @@ def _one_impression_each(connection: duckdb.DuckDBPyConnection, read: Read, faul
     if twice is None:
         return 0
     found = f"found impression_id {shown(twice[0])} in two different rows, allowed is one"
-    faults.rows("impressions", read.source.files[0], "", found, "impression_id: another row of the same", int(twice[1]))
+    file, place = last_place(connection, read, "impression_id", twice[0])
+    faults.rows("impressions", file, place, found, "impression_id: another row of the same", int(twice[1]))
     connection.execute(
         "CREATE OR REPLACE TABLE impressions AS SELECT row_number() OVER () - 1 AS row, * EXCLUDE (row) FROM "
         "(SELECT * FROM impressions QUALIFY row_number() OVER (PARTITION BY impression_id ORDER BY row) = 1 "
@@ -101,10 +102,18 @@ def _one_impression_each(connection: duckdb.DuckDBPyConnection, read: Read, faul
     return int(twice[1])
 
 
-def create_inline_engagements(connection: duckdb.DuckDBPyConnection, labels: Sequence[str]) -> None:
-    """Make the table of engagements out of the labels of the impressions; each keeps the `row` it belongs to."""
+def create_inline_engagements(
+    connection: duckdb.DuckDBPyConnection, labels: Sequence[str], delay_minutes: float
+) -> None:
+    """Make the table of engagements out of the labels of the impressions; each keeps the `row` it belongs to.
+
+    Args:
+        labels: the columns of the impressions that are labels.
+        delay_minutes: how long after its impression a label happened.
+    """
+    engaged_at = f"served_at + INTERVAL '{round(delay_minutes * 60_000)} milliseconds'"
     parts = [
-        f"SELECT user_id, post_id, {literal(label)} AS type, served_at AS engaged_at, row FROM impressions "
+        f"SELECT user_id, post_id, {literal(label)} AS type, {engaged_at} AS engaged_at, row FROM impressions "
         f"WHERE {quote(label)} = 1"
         for label in labels
     ]

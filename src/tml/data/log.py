@@ -48,6 +48,7 @@ class Log:
         rows: impressions after duplicates were dropped.
         duplicates: exact duplicate impressions that were dropped.
         skipped: what could not be used and was left out, with `on_error: skip`.
+        labels: the columns of the impressions that are labels.
     """
 
     connection: duckdb.DuckDBPyConnection
@@ -57,6 +58,7 @@ class Log:
     rows: int
     duplicates: int
     skipped: tuple[Skipped, ...] = ()
+    labels: tuple[str, ...] = ()
 
     def has(self, table: str, column: str | None = None) -> bool:
         """Whether the log has a table, or a column of it."""
@@ -142,7 +144,7 @@ def _load(
                 create_table(connection, read, faults)
             bar.advance(sizes[name] / 2 / MEGABYTE, name)
     if config.impressions.labels:
-        create_inline_engagements(connection, config.impressions.labels)
+        create_inline_engagements(connection, config.impressions.labels, config.impressions.label_delay_minutes)
     if config.history:
         _rename_history(connection, config.history.relations)
     row = connection.execute("SELECT min(served_at), max(served_at), count(*) FROM impressions").fetchone()
@@ -155,7 +157,10 @@ def _load(
         )
     made = [*reads, *(["engagements"] if config.impressions.labels else [])]
     columns = {name: [row[0] for row in connection.execute(f"DESCRIBE {quote(name)}").fetchall()] for name in made}
-    return Log(connection, columns, start, end, rows, duplicates, tuple(faults.skipped)), reads
+    log = Log(
+        connection, columns, start, end, rows, duplicates, tuple(faults.skipped), labels=config.impressions.labels
+    )
+    return log, reads
 
 
 def _refuse_missing_tables(config: LogConfig, sources: Mapping[str, Source]) -> None:

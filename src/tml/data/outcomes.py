@@ -16,6 +16,8 @@ from tml.data.tables import literal, quote
 
 SUSPICIOUS_AUC = 0.9
 SAMPLE_ROWS = 500_000
+MOST_TYPES = 50
+"""Engagement types that are looked at, the most frequent."""
 LEAST_POSITIVES = 20
 """Below this many, in the sample, an AUC is chance."""
 
@@ -64,14 +66,17 @@ def find_outcomes(log: Log, labels: Sequence[str]) -> list[Outcome]:
     candidates = [name for name in kinds if name not in _KNOWN and name not in labels]
     if not candidates:
         return []
-    types = log.engagement_types()
+    frequent = connection.execute(
+        f"SELECT type FROM engagements GROUP BY 1 ORDER BY count(*) DESC, 1 LIMIT {MOST_TYPES}"
+    ).fetchall()
+    types = [str(kind) for (kind,) in frequent]
     step = max(1, -(-log.rows // SAMPLE_ROWS))
     flags = "".join(
-        f", CAST(coalesce(bool_or(type = {literal(kind)}), false) AS INTEGER) AS l{n}" for n, kind in enumerate(types)
+        f", CAST(coalesce(bool_or(m.type = {literal(kind)}), false) AS INTEGER) AS l{n}" for n, kind in enumerate(types)
     )
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE sampled AS SELECT i.row{flags} FROM impressions i "
-        f"LEFT JOIN matched m USING (row) WHERE hash(i.row) % {step} = 0 GROUP BY i.row"
+        f"LEFT JOIN matched m ON m.row = i.row WHERE hash(i.row) % {step} = 0 GROUP BY i.row"
     )
     found = []
     for name in candidates:
@@ -88,15 +93,16 @@ def _aucs(connection: duckdb.DuckDBPyConnection, name: str, kind: str, types: Se
     """Engagement type → AUC of a column, the better of both directions, where there are enough positives."""
     if not types:
         return {}
-    value = quote(name) if _has_order(kind) else f"{quote(name)} IS NOT NULL"
+    value = f"i.{quote(name)}" if _has_order(kind) else f"i.{quote(name)} IS NOT NULL"
     numbers = range(len(types))
-    counts = "".join(f", sum(l{n}) AS p{n}" for n in numbers)
+    counts = "".join(f", sum(s.l{n}) AS p{n}" for n in numbers)
     # A pair of equal values is half won.
     sums = ", ".join(f"sum(p{n} * (below{n} + (n - p{n}) / 2.0)), sum(p{n}), sum(n - p{n})" for n in numbers)
     below = "".join(f", sum(n - p{n}) OVER line - (n - p{n}) AS below{n}" for n in numbers)
     row = connection.execute(
-        f"WITH grouped AS (SELECT {value} AS value, count(*) AS n{counts} FROM impressions JOIN sampled USING (row) "
-        f"GROUP BY 1), ranked AS (SELECT *{below} FROM grouped WINDOW line AS (ORDER BY value NULLS FIRST)) "
+        f"WITH grouped AS (SELECT {value} AS value, count(*) AS n{counts} FROM impressions i "
+        f"JOIN sampled s ON s.row = i.row GROUP BY 1), "
+        f"ranked AS (SELECT *{below} FROM grouped WINDOW line AS (ORDER BY value NULLS FIRST)) "
         f"SELECT {sums} FROM ranked"
     ).fetchone()
     assert row is not None

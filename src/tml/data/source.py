@@ -13,7 +13,16 @@ from tml.data.faults import Faults
 from tml.data.readers.csv import read_csv
 from tml.data.readers.jsonl import read_jsonl
 from tml.data.readers.parquet import read_parquet, row_group_of
-from tml.data.readers.raw import Column, Kind, Raw, discard, odd_files, place_in_file, rows_by_file
+from tml.data.readers.raw import (
+    Column,
+    Kind,
+    Raw,
+    broken_gzip,
+    discard,
+    odd_files,
+    place_in_file,
+    rows_by_file,
+)
 from tml.data.tables import ENDINGS, ending_of, find_files, missing_files
 
 _READERS = {".parquet": read_parquet, ".csv": read_csv, ".tsv": read_csv}
@@ -47,9 +56,9 @@ class Source:
         """Whether its format has no types, so that only all values of a column tell its type."""
         return ending_of(self.files[0]) in (".csv", ".tsv")
 
-    def place(self, connection: duckdb.DuckDBPyConnection, rowid: int) -> tuple[Path, str]:
-        """The file of a row of the raw table, and the place in it, as errors name it."""
-        file, row = place_in_file(connection, self.table, rowid)
+    def place(self, connection: duckdb.DuckDBPyConnection, number: int) -> tuple[Path, str]:
+        """The file of a numbered row of the raw table, and the place in it, as errors name it."""
+        file, row = place_in_file(connection, self.table, number)
         if ending_of(file) == ".parquet":
             return file, f"row {row} (row group {row_group_of(file, row)})"
         return file, f"row {row}" if self.is_csv else f"record {row}"
@@ -80,6 +89,12 @@ def open_source(
         )
     for file in missing_files(files):
         faults.file(name, file, "no such file, but the names of the others say that it must be there")
+    for file in files:
+        if file.name.lower().endswith(".gz") and file.is_file() and (why := broken_gzip(file)):
+            faults.file(name, file, f"not a readable gzip file ({why})")
+            files = tuple(other for other in files if other != file)
+    if not files:
+        raise DataError(f"{folder}: no file of the table {name} can be read, allowed is one or more")
     raw = _READERS[str(endings.pop())](connection, name, f"raw_{name}", files, faults)
     columns = _named(name, raw, config)
     source = Source(name, tuple(raw.files), raw.table, columns)

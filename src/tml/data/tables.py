@@ -4,7 +4,9 @@ A table is one Parquet, CSV or JSON lines file, plain, gzip or zstd, or many of 
 or a glob. Parquet is compressed inside and never as a whole.
 """
 
+import glob
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +17,9 @@ from tml.data.config import TableConfig
 TEXT_ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
 COMPRESSIONS = ("", ".gz", ".zst")
 ENDINGS = (".parquet", *(ending + compression for ending in TEXT_ENDINGS for compression in COMPRESSIONS))
+
+MOST_MISSING = 1000
+"""Files of one kind that are found missing at most."""
 
 _NUMBERED = re.compile(r"^(?P<before>.*?)(?P<number>\d+)(?P<of>-of-)(?P<total>\d+)(?P<after>\D.*)?$")
 
@@ -45,10 +50,12 @@ def find_files(folder: Path, name: str, config: TableConfig) -> tuple[Path, ...]
     path = folder / config.file
     if path.is_dir():
         files = table_files(path)
-    elif any(character in config.file for character in "*?["):
-        files = tuple(sorted(file for file in folder.glob(config.file) if not file.is_dir()))
+    elif path.is_file():
+        files = (path,)
     else:
-        files = (path,) if path.is_file() else ()
+        # pathlib's own glob takes no absolute patterns.
+        found = [Path(file) for file in glob.glob(str(path), recursive=True)]  # noqa: PTH207
+        files = tuple(sorted(file for file in found if not file.is_dir()))
     if not files:
         raise DataError(f"{path}: no such file, but the log's config names it for the table {name}")
     return files
@@ -81,7 +88,10 @@ def ending_of(file: Path) -> str | None:
 
 
 def missing_files(files: Sequence[Path]) -> list[Path]:
-    """The files that must be there beside those that are, as their names say: `part-00001-of-00004.parquet`."""
+    """The files that must be there beside those that are, as their names say: `part-00001-of-00004.parquet`.
+
+    Of very many the first `MOST_MISSING`: then it is no number of files that the names have there.
+    """
     groups: dict[tuple[Path, str, str, str], dict[int, int]] = {}
     for file in files:
         match = _NUMBERED.match(file.name)
@@ -93,10 +103,9 @@ def missing_files(files: Sequence[Path]) -> list[Path]:
         # Some count from 0, some from 1.
         first = 0 if 0 in there or int(total) not in there else 1
         width = max(there.values())
+        absent = (number for number in range(first, first + int(total)) if number not in there)
         missing += [
-            parent / f"{before}{number:0{width}}-of-{total}{after}"
-            for number in range(first, first + int(total))
-            if number not in there
+            parent / f"{before}{number:0{width}}-of-{total}{after}" for number in itertools.islice(absent, MOST_MISSING)
         ]
     return missing
 

@@ -65,7 +65,8 @@ def is_number(column: Column) -> bool:
 def _absent(column: Column) -> str:
     """SQL that is true where there is no value: null, and in text an empty one."""
     x = quote(column.own)
-    return f"({x} IS NULL OR {x} = '')" if column.type == "VARCHAR" else f"{x} IS NULL"
+    empty = {"VARCHAR": "''", "BLOB": "''::BLOB"}.get(column.type)
+    return f"({x} IS NULL OR {x} = {empty})" if empty else f"{x} IS NULL"
 
 
 def id_kinds(connection: duckdb.DuckDBPyConnection, source: Source, column: Column) -> Mapping[Path, Kind]:
@@ -115,6 +116,8 @@ def read_id(column: Column, integer: bool, as_text: bool, required: bool) -> Rea
         from_float = f"CASE WHEN {exact} THEN CAST({number} AS BIGINT) END"
         if column.type == "VARCHAR":
             value = f"CASE WHEN contains({x}, '.') THEN {from_float} ELSE TRY_CAST({x} AS BIGINT) END"
+        elif column.type.startswith("DECIMAL"):  # exact, so that no id has become another one
+            value = f"CASE WHEN {x} = trunc({x}) THEN TRY_CAST({x} AS BIGINT) END"
         else:
             value = f"TRY_CAST({x} AS BIGINT)" if column.type in _LARGE_INTEGERS else from_float
         limits = "allowed are integers of 64 signed bits (floats up to 2^53), or text"
@@ -131,8 +134,9 @@ def read_id(column: Column, integer: bool, as_text: bool, required: bool) -> Rea
 def read_label(column: Column) -> Reading:
     """How an inline label is read: as TINYINT 0 or 1."""
     text = f"lower(CAST({quote(column.own)} AS VARCHAR))"
-    ones, zeros = "('1', 'true', '1.0')", "('0', 'false', '0.0')"
-    value = f"CAST(CASE WHEN {text} IN {ones} THEN 1 WHEN {text} IN {zeros} THEN 0 END AS TINYINT)"
+    ones, zeros = "(1(\\.0+)?|true)", "(0(\\.0+)?|false)"
+    matches = f"WHEN regexp_full_match({text}, '{ones}') THEN 1 WHEN regexp_full_match({text}, '{zeros}') THEN 0"
+    value = f"CAST(CASE {matches} END AS TINYINT)"
     return Reading(value, f"({value}) IS NULL", (Fault("true", "no label", "allowed are 0, 1, true and false"),))
 
 

@@ -53,7 +53,7 @@ class Embeddings:
         return found
 
     def rows(self, ids: pa.Array | Sequence[int | str] | npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-        """The row of each id, -1 where there is none."""
+        """The row of each of some ids, (ids,) int64; -1 for an id that is not here, or null."""
         wanted = ids if isinstance(ids, pa.Array) else pa.array(ids)
         if len(wanted) and pa.types.is_integer(wanted.type) != pa.types.is_integer(self.ids.type):
             raise DataError(f"embeddings: found ids of type {wanted.type}, allowed is the table's type {self.ids.type}")

@@ -33,12 +33,19 @@ def graph_features(log: Log, config: FeaturesConfig) -> tuple[GraphFeature, ...]
 
 
 def create_following(log: Log) -> None:
-    """Make the table `following(user_id, followed_id, since)`, a row a pair, `since` null where it has always held."""
+    """Make the tables that the graph features read.
+
+    `following(user_id, followed_id, since)` has a row a pair, `since` null where it has always held;
+    `follow_counts(user_id, n)` says how many accounts one follows.
+    """
     if log.has("follows"):
         log.connection.execute(
             "CREATE OR REPLACE TEMP TABLE following AS SELECT user_id, followed_id, "
             "CASE WHEN count(*) = count(followed_at) THEN min(followed_at) END AS since FROM follows GROUP BY ALL "
             "ORDER BY user_id, followed_id"
+        )
+        log.connection.execute(
+            "CREATE OR REPLACE TEMP TABLE follow_counts AS SELECT user_id, count(*) AS n FROM following GROUP BY ALL"
         )
 
 
@@ -56,15 +63,30 @@ def select_graph(features: Sequence[str], relation: str) -> tuple[dict[str, str]
         joins += _follow("g", "p.author_id", "i.user_id")
         expressions["mutual_follow"] = "CAST(f.user_id IS NOT NULL AND g.user_id IS NOT NULL AS INTEGER)"
     if "common_follows" in features:
-        common = (
-            f"SELECT i.row, count(*) AS n FROM {relation} i JOIN post_side p USING (post_id) "
-            f"JOIN following a ON a.user_id = i.user_id AND {_before('a')} "
-            f"JOIN following b ON b.user_id = p.author_id AND b.followed_id = a.followed_id AND {_before('b')} "
-            "GROUP BY i.row"
-        )
-        joins += f" LEFT JOIN ({common}) c ON c.row = i.row"
+        joins += f" LEFT JOIN ({_common(relation)}) c ON c.row = i.row"
         expressions["common_follows"] = "coalesce(c.n, 0)"
     return expressions, joins
+
+
+def _common(relation: str) -> str:
+    """SQL of how many accounts viewer and author both follow: `row` and `n`, where there is one.
+
+    Each account of whoever follows fewer is looked up among those of the other, so that one who follows everybody costs
+    no more than others.
+    """
+    fewer = "u.n <= a.n"
+    pairs = (
+        f"SELECT i.row, i.served_at, CASE WHEN {fewer} THEN u.user_id ELSE a.user_id END AS few, "
+        f"CASE WHEN {fewer} THEN a.user_id ELSE u.user_id END AS many "
+        f"FROM {relation} i JOIN post_side p ON p.post_id = i.post_id "
+        "JOIN follow_counts u ON u.user_id = i.user_id JOIN follow_counts a ON a.user_id = p.author_id"
+    )
+    return (
+        f"SELECT i.row, count(*) AS n FROM ({pairs}) i "
+        f"JOIN following f ON f.user_id = i.few AND {_before('f')} "
+        f"JOIN following g ON g.user_id = i.many AND g.followed_id = f.followed_id AND {_before('g')} "
+        "GROUP BY i.row"
+    )
 
 
 def _follow(alias: str, user: str, followed: str) -> str:

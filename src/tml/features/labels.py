@@ -42,17 +42,19 @@ def create_labels(log: Log, tasks: Mapping[str, TaskConfig], latest: str = LATES
         latest: SQL of which impression an engagement belongs to, for an engine without ASOF joins.
     """
     rectified = log.has("impressions", IMPRESSED)
+    inline = log.has("engagements", "row")
+    # When an inline label became known is assumed; that it counts is given.
+    times = ["e.engaged_at"] * (not inline) + [f"i.{IMPRESSED}"] * rectified
     columns = []
     for name, task in tasks.items():
         conditions = [f"e.type = {literal(task.engagement)}"]
-        times = ["e.engaged_at", f"i.{IMPRESSED}"] if rectified else ["e.engaged_at"]
         if rectified:
-            conditions.append(f"{times[1]} >= i.served_at")
+            conditions.append(f"i.{IMPRESSED} >= i.served_at")
         if task.window_hours is not None:
-            end = f"i.served_at + INTERVAL '{round(task.window_hours * 3600)} seconds'"
+            end = f"i.served_at + INTERVAL '{round(task.window_hours * 3_600_000)} milliseconds'"
             conditions += [f"{time} <= {end}" for time in times]
         columns.append(f"CAST(coalesce(bool_or({' AND '.join(conditions)}), false) AS FLOAT) AS {quote(name)}")
-    found = "engagements" if log.has("engagements", "row") else f"({latest})"
+    found = "engagements" if inline else f"({latest})"
     log.connection.execute(
         f"CREATE OR REPLACE TEMP TABLE labels AS SELECT row, {', '.join(columns)} "
         f"FROM {found} e JOIN impressions i USING (row) GROUP BY row ORDER BY row"

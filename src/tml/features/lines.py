@@ -39,7 +39,10 @@ class Folder:
             return np.zeros(shape, dtype)
         self._made += 1
         path = self.path / f"{self._made}.npy"
-        return np.asarray(np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape))
+        array = np.asarray(np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape))
+        # Mapped, it stays without its name; so that not even a killed process leaves it behind.
+        path.unlink()
+        return array
 
 
 class Instants:

@@ -1,10 +1,11 @@
 """A feature config with nothing left open: what it leaves at null, taken from what the log has."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tml.core.errors import DataError
 from tml.data.config import TaskConfig
 from tml.data.log import IMPRESSION, Log
+from tml.features.aggregates import key_name
 from tml.features.config import AggregateConfig, FeaturesConfig
 from tml.features.graph import graph_features
 from tml.features.sides import key_column
@@ -28,7 +29,7 @@ def resolve_features(log: Log, tasks: Mapping[str, TaskConfig], config: Features
     """The config with every field said, as an example dataset's schema keeps it.
 
     Raises:
-        DataError: a column or an engagement that the log does not have.
+        DataError: a column or an engagement that the log does not have; two keys of one name.
     """
     static = static_columns(log, config)
     blocks = _blocks(log, tasks, config)
@@ -38,6 +39,7 @@ def resolve_features(log: Log, tasks: Mapping[str, TaskConfig], config: Features
         for key in block.keys or ():
             for column in key:
                 key_column(log, column)
+    _check_names([key for block in blocks for key in block.keys or ()])
     return config.model_copy(
         update={
             "keys": None,
@@ -80,6 +82,17 @@ def _blocks(log: Log, tasks: Mapping[str, TaskConfig], config: FeaturesConfig) -
 
 def _has(log: Log, column: str) -> bool:
     return column == "user_id" or log.has("posts", column) or log.has("users", column)
+
+
+def _check_names(keys: Sequence[Sequence[str]]) -> None:
+    named: dict[str, Sequence[str]] = {}
+    for key in keys:
+        other = named.setdefault(key_name(key), key)
+        if other != key:
+            raise DataError(
+                f"features.keys: found [{', '.join(other)}] and [{', '.join(key)}], whose features would have the same "
+                f"names, {key_name(key)}.…; allowed are keys that names tell apart"
+            )
 
 
 def _check_engagements(log: Log, wanted: list[str]) -> None:

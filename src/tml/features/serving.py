@@ -10,21 +10,28 @@ impression are the same to the bit, whether they are computed for the example da
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tml.core.errors import DataError
 from tml.data.examples import Schema
+from tml.data.faults import first_line
 from tml.data.log import Log
 from tml.data.tables import quote
+from tml.data.values import EARLIEST_YEAR, LATEST_YEAR
 from tml.features.config import FeaturesConfig
 from tml.features.inputs import Inputs
 from tml.features.selection import Vectors
 from tml.features.static import MOMENT_VOCABULARIES
 
 REQUIRED = ("user_id", "post_id", "served_at", "position")
+IDS = ("user_id", "post_id")
+_NARROW = ("TINYINT", "SMALLINT", "INTEGER", "UTINYINT", "USMALLINT", "UINTEGER")
 
 
 @contextmanager
@@ -58,7 +65,8 @@ class RequestFeatures:
         self.columns = [*REQUIRED, *(c for c in self.inputs.columns.of_impressions() if c not in REQUIRED)]
         described = log.connection.execute("DESCRIBE impressions").fetchall()
         types = {row[0]: row[1] for row in described}
-        selected = [f"CAST({quote(column)} AS {types[column]}) AS {quote(column)}" for column in self.columns]
+        selected = [f"{_cast(column, types[column])} AS {quote(column)}" for column in self.columns]
+        self._ids = {column: types[column] for column in IDS}
         self._relation = f"(SELECT row, {', '.join(selected)} FROM candidates)"
 
     def compute(self, candidates: pa.Table) -> Vectors:
@@ -69,7 +77,7 @@ class RequestFeatures:
                 are features. A viewer or a post that the log does not know has no past.
 
         Raises:
-            DataError: a column that is missing or of a type that the log's is not.
+            DataError: a column that is missing, lacks a value, or is of a type that the log's is not.
         """
         for column in self.columns:
             if column not in candidates.column_names:
@@ -78,28 +86,48 @@ class RequestFeatures:
                     f"found are {', '.join(candidates.column_names)}"
                 )
         table = candidates.select(self.columns)
-        place = self.columns.index("served_at")
-        table = table.set_column(place, "served_at", _utc(table["served_at"]))
+        self._check(table)
         table = table.append_column("row", pa.array(range(len(table)), pa.int64()))
-        self._check_ids(table)
         self.log.connection.register("candidates", table)
         try:
             vectors, _ = self.inputs.compute(self._relation, {})
+        except (duckdb.ConversionException, duckdb.OutOfRangeException) as error:
+            raise DataError(
+                f"candidates: found a value that the log's columns cannot hold ({first_line(error)}), allowed are "
+                "values of the types of the log's impressions"
+            ) from None
         finally:
             self.log.connection.unregister("candidates")
         return vectors
 
-    def _check_ids(self, table: pa.Table) -> None:
-        known = self.log.connection.execute("SELECT typeof(user_id), typeof(post_id) FROM impressions LIMIT 1")
-        for column, kind in zip(("user_id", "post_id"), known.fetchall()[0], strict=True):
-            if pa.types.is_integer(table[column].type) != (kind == "BIGINT"):
-                raise DataError(
-                    f"candidates: column {column}: found type {table[column].type}, allowed is the log's, {kind}"
-                )
+    def _check(self, table: pa.Table) -> None:
+        for column in (*IDS, "served_at"):
+            if table[column].null_count:
+                raise DataError(f"candidates: column {column}: found no value, allowed is one in every row")
+        for column, kind in self._ids.items():
+            found = table[column].type
+            is_text = pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)
+            if not (pa.types.is_integer(found) if kind == "BIGINT" else is_text):
+                raise DataError(f"candidates: column {column}: found type {found}, allowed is the log's, {kind}")
+        _check_times(table["served_at"])
 
 
-def _utc(times: pa.ChunkedArray) -> pa.ChunkedArray:
+def _cast(column: str, kind: str) -> str:
+    """SQL of a candidate's column as the log has it."""
+    if column == "served_at":
+        # As the log's own times are read: without a zone they are UTC, and nanoseconds are rounded.
+        return f"CAST(CAST({column} AS TIMESTAMPTZ) AT TIME ZONE 'UTC' AS TIMESTAMP)"
+    # The log's integers may be of a type that holds no more than the log has; a wide one says the same.
+    return f"CAST({quote(column)} AS {'BIGINT' if kind in _NARROW else kind})"
+
+
+def _check_times(times: pa.ChunkedArray) -> None:
     if not pa.types.is_timestamp(times.type):
         raise DataError(f"candidates: column served_at: found type {times.type}, allowed are timestamps")
-    zoned = times.cast(pa.timestamp("us", tz="UTC")) if times.type.tz else times.cast(pa.timestamp("us"))
-    return zoned.cast(pa.timestamp("us"))
+    first, last = (pa.scalar(datetime(year, 1, 1), times.type) for year in (EARLIEST_YEAR, LATEST_YEAR))
+    outside = times.filter(pc.or_(pc.less(times, first), pc.greater(times, last)))
+    if len(outside):
+        raise DataError(
+            f"candidates: column served_at: found {outside[0].value} {times.type.unit} since 1970, "
+            f"allowed are the years {EARLIEST_YEAR} to {LATEST_YEAR}"
+        )

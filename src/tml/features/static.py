@@ -88,7 +88,7 @@ def _check(log: Log, kind: str, name: str) -> None:
     if table not in _ALIASES or not log.has(table, column):
         found = [f"{t}.{c}" for t in _ALIASES for c in log.tables.get(t, [])]
         raise DataError(f"features.{kind}: unknown column {name!r}, found are {', '.join(found)}")
-    if table == "impressions" and column in (*log.engagement_types(), IMPRESSED):
+    if table == "impressions" and column in (*log.labels, *log.engagement_types(), IMPRESSED):
         raise DataError(f"features.{kind}: found {name!r}, which is known only after the impression was served")
     wanted = {"discrete": None, "ages": ("TIMESTAMP", "a time", "times")}
     target, is_not, allowed = wanted.get(kind, ("DOUBLE", "a number", "numbers")) or (None, "", "")

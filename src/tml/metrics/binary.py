@@ -5,24 +5,33 @@ With labels y, probabilities p and weights w, sums over the examples that count:
     AUC          share of (positive, negative) pairs where the positive has the higher p; a tie counts half
     PR-AUC       average precision, Σ (recall_k - recall_{k-1}) · precision_k over the distinct p, from high to low
     RCE          100 · (CE(base rate) - CE(p)) / CE(base rate), in percent; the base rate is Σwy / Σw
+    NE           CE(p) / CE(base rate), normalised entropy (He et al. 2014): 1 - RCE / 100
     calibration  Σwp / Σwy, mean predicted over mean observed; 1 is right, above 1 promises too much
+    ECE          expected calibration error: mean |predicted - observed| over ten bins of equal weight
 
 An example counts if its label is not NaN and its weight is not 0, and it then counts in all metrics alike. Examples
 are kept and sorted when the result is asked for, so the result is exact, ties are right, and neither the order of the
-batches nor how they were merged moves a bit of it.
+batches nor how they were merged moves a bit of it. Beyond `KEPT_EXAMPLES` they are folded into bins (`binned`), so that
+memory does not grow any more; the result then says by how much the AUC may be off.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from tml.core.errors import DataError
+from tml.metrics.binned import Bins
 
 PROBABILITY_RESOLUTION = 2.0**-24
 """Probabilities are kept this far from 0 and 1 in the cross-entropy, so that one that is certain and wrong costs 16.6
 nats and not infinitely many. It is what float32 resolves just below 1: a float32 model that says 1 means no more."""
+
+KEPT_EXAMPLES = 4_000_000
+"""As many are kept as they are, 17 bytes each."""
+
+CALIBRATION_BINS = 10
 
 Floats = npt.NDArray[np.float64]
 
@@ -38,6 +47,10 @@ class BinaryResult:
         pr_auc: in [0, 1]; None with one class only.
         rce: in percent, at most 100; None with one class only.
         calibration: above 0; None without positives.
+        log_loss: mean cross-entropy in nats; None without examples.
+        ne: at least 0; None with one class only.
+        ece: in [0, 1]; None without examples.
+        auc_error: by how much `auc` may be off; 0 where it is exact.
     """
 
     examples: int
@@ -46,6 +59,10 @@ class BinaryResult:
     pr_auc: float | None
     rce: float | None
     calibration: float | None
+    log_loss: float | None = None
+    ne: float | None = None
+    ece: float | None = None
+    auc_error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -118,26 +135,49 @@ class BinaryMetrics:
         (3, 2, 1.0, 0.9)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kept_examples: int = KEPT_EXAMPLES) -> None:
         self._parts: list[Examples] = []
+        self._kept, self._limit = 0, kept_examples
+        self._bins: Bins | None = None
 
     def update(self, labels: npt.ArrayLike, probabilities: npt.ArrayLike, weights: npt.ArrayLike | None = None) -> None:
         """Add a batch; arguments and errors as in `examples_that_count`."""
-        self._parts.append(examples_that_count(labels, probabilities, weights))
+        self._add(examples_that_count(labels, probabilities, weights))
 
     def merge(self, other: "BinaryMetrics") -> Self:
         """Add what `other` has collected, as on another rank; `other` stays as it is."""
-        self._parts.extend(other._parts)
+        if other._bins is not None:
+            self._bins = self._bins or Bins()
+            self._bins.merge(other._bins)
+        for part in other._parts:
+            self._add(part)
         return self
 
     def compute(self) -> BinaryResult:
         """The metrics of all that was collected so far."""
+        if self._bins is not None:
+            self._fold()
+            return _binned_result(self._bins)
         if not self._parts:
             return binary_result(examples_that_count([], []))
         if len(self._parts) > 1:
             columns = (np.concatenate(column) for column in zip(*map(_columns, self._parts), strict=True))
             self._parts = [examples_that_count(*columns)]
         return binary_result(self._parts[0])
+
+    def _add(self, part: Examples) -> None:
+        self._parts.append(part)
+        self._kept += len(part.labels)
+        if self._kept > self._limit or self._bins is not None:
+            self._fold()
+
+    def _fold(self) -> None:
+        self._bins = self._bins or Bins()
+        for part in self._parts:
+            if len(part.labels):
+                loss = cross_entropy(part.labels, part.probabilities, part.weights) * float(part.weights.sum())
+                self._bins.add(part.labels, part.probabilities, part.weights, loss)
+        self._parts, self._kept = [], 0
 
 
 def _columns(examples: Examples) -> tuple[npt.NDArray[np.bool_], Floats, Floats]:
@@ -147,16 +187,52 @@ def _columns(examples: Examples) -> tuple[npt.NDArray[np.bool_], Floats, Floats]
 def binary_result(examples: Examples) -> BinaryResult:
     """All metrics of one task's examples."""
     positives, negatives = examples.per_threshold()
+    if not len(positives):
+        return BinaryResult(0, 0, None, None, None, None)
+    starts = np.flatnonzero(np.diff(examples.probabilities, prepend=-1.0))
+    predicted = np.add.reduceat(examples.weights * examples.probabilities, starts)[::-1]
+    loss = cross_entropy(examples.labels, examples.probabilities, examples.weights)
+    total = float(examples.weights @ examples.probabilities)
+    counts = len(examples.labels), int(examples.labels.sum())
+    return _result(counts, positives, negatives, predicted, loss, total)
+
+
+def _binned_result(bins: Bins) -> BinaryResult:
+    filled = np.flatnonzero(bins.positives + bins.negatives)[::-1]
+    if not len(filled):
+        return BinaryResult(0, 0, None, None, None, None)
+    positives, negatives, predicted = (x[filled] for x in (bins.positives, bins.negatives, bins.predicted))
+    loss = bins.loss / float(positives.sum() + negatives.sum())
+    counts = bins.examples, bins.counted
+    result = _result(counts, positives, negatives, predicted, loss, float(predicted.sum()))
+    return replace(result, auc_error=bins.auc_error())
+
+
+def _result(
+    counts: tuple[int, int], positives: Floats, negatives: Floats, predicted: Floats, loss: float, total: float
+) -> BinaryResult:
+    """The metrics from sums at each distinct probability or bin, from high to low, and what is summed over all."""
     positive, negative = float(positives.sum()), float(negatives.sum())
     both = positive > 0 and negative > 0
+    base = _entropy(positive / (positive + negative)) if both else 1.0
     return BinaryResult(
-        examples=len(examples.labels),
-        positives=int(examples.labels.sum()),
+        *counts,
         auc=_auc(positives, negatives) if both else None,
         pr_auc=_average_precision(positives, negatives) if both else None,
-        rce=_relative_cross_entropy(examples, positive / (positive + negative)) if both else None,
-        calibration=float(examples.weights @ examples.probabilities) / positive if positive > 0 else None,
+        rce=float(100 * (base - loss) / base) if both else None,
+        calibration=total / positive if positive > 0 else None,
+        log_loss=loss,
+        ne=float(loss / base) if both else None,
+        ece=_calibration_error(positives, negatives, predicted),
     )
+
+
+def _calibration_error(positives: Floats, negatives: Floats, predicted: Floats) -> float:
+    """Equal probabilities share a bin: that in which the middle of their weight lies."""
+    weight = positives + negatives
+    middle = (np.cumsum(weight) - weight / 2) / weight.sum()
+    at = np.minimum((middle * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    return float(np.abs(np.bincount(at, predicted - positives)).sum() / weight.sum())
 
 
 def cross_entropy(labels: npt.NDArray[np.bool_], probabilities: npt.ArrayLike, weights: Floats) -> float:
@@ -166,10 +242,8 @@ def cross_entropy(labels: npt.NDArray[np.bool_], probabilities: npt.ArrayLike, w
     return float(-(weights @ np.log(of_the_label)) / weights.sum())
 
 
-def _relative_cross_entropy(examples: Examples, base_rate: float) -> float:
-    of_the_model = cross_entropy(examples.labels, examples.probabilities, examples.weights)
-    of_the_base_rate = -(base_rate * np.log(base_rate) + (1 - base_rate) * np.log1p(-base_rate))
-    return float(100 * (of_the_base_rate - of_the_model) / of_the_base_rate)
+def _entropy(rate: float) -> float:
+    return float(-(rate * np.log(rate) + (1 - rate) * np.log1p(-rate)))
 
 
 def _auc(positives: Floats, negatives: Floats) -> float:

@@ -5,7 +5,7 @@ tied items; equal scores for a whole group therefore give exactly what a random 
 
     DCG@k   Σ over ranks r = 1..k of gain_r / log2(r + 1)
     NDCG@k  DCG@k over the DCG@k of the best order (Järvelin and Kekäläinen 2002), with the gain itself in the sum
-    GAUC    mean of the groups' AUCs, weighted by their numbers of items (Zhou et al. 2018, arXiv 1706.06978)
+    GAUC    mean of the groups' AUCs, weighted by their items' weights (Zhou et al. 2018, arXiv 1706.06978)
 
 Groups, scores and values are (items,) arrays in any order; groups may be integers or strings.
 """
@@ -32,6 +32,19 @@ def ndcg(groups: npt.ArrayLike, scores: npt.ArrayLike, gains: npt.ArrayLike, k: 
         >>> round(ndcg(["a", "a", "a"], [3.0, 2.0, 1.0], [0.0, 1.0, 0.0]), 4)
         0.6309
     """
+    values, _ = ndcg_by_group(groups, scores, gains, k)
+    return float(values.mean()) if len(values) else None
+
+
+def ndcg_by_group(
+    groups: npt.ArrayLike, scores: npt.ArrayLike, gains: npt.ArrayLike, k: int | None = None
+) -> tuple[Floats, Indices]:
+    """The NDCG of each group that has a positive gain, and an item of each of these groups, by its place.
+
+    Example:
+        >>> ndcg_by_group([5, 7, 7], [3.0, 2.0, 1.0], [0.0, 1.0, 0.0])
+        (array([1.]), array([1]))
+    """
     index, counts = _group_index(groups)
     gain = np.maximum(_column("gains", gains, index), 0.0)
     discounts = _discounts(int(counts.max(initial=0)), k)
@@ -42,7 +55,7 @@ def ndcg(groups: npt.ArrayLike, scores: npt.ArrayLike, gains: npt.ArrayLike, k: 
         )
     )
     some = best > 0
-    return float((achieved[some] / best[some]).mean()) if some.any() else None
+    return achieved[some] / best[some], _first_items(index, counts)[some]
 
 
 def mean_at_top(groups: npt.ArrayLike, scores: npt.ArrayLike, values: npt.ArrayLike, k: int) -> float | None:
@@ -52,37 +65,67 @@ def mean_at_top(groups: npt.ArrayLike, scores: npt.ArrayLike, values: npt.ArrayL
         >>> mean_at_top([7, 7, 7, 8], [3.0, 2.0, 1.0, 0.0], [1.0, 0.0, 5.0, 2.0], k=2)
         1.25
     """
+    found, _ = mean_at_top_by_group(groups, scores, values, k)
+    return float(found.mean()) if len(found) else None
+
+
+def mean_at_top_by_group(
+    groups: npt.ArrayLike, scores: npt.ArrayLike, values: npt.ArrayLike, k: int
+) -> tuple[Floats, Indices]:
+    """The mean value among the first k items of each group, and an item of each group, by its place."""
     index, counts = _group_index(groups)
-    if not len(counts):
-        return None
     order, rank, expected = _ordered(index, counts, _column("scores", scores, index), _column("values", values, index))
     total = np.bincount(index[order], expected * (rank < k), minlength=len(counts))
-    return float((total / np.minimum(counts, k)).mean())
+    return total / np.minimum(counts, k), _first_items(index, counts)
 
 
-def grouped_auc(groups: npt.ArrayLike, scores: npt.ArrayLike, labels: npt.ArrayLike) -> float | None:
-    """GAUC over the groups that have both classes; None if no group has. Labels of NaN do not count.
+def grouped_auc(
+    groups: npt.ArrayLike, scores: npt.ArrayLike, labels: npt.ArrayLike, weights: npt.ArrayLike | None = None
+) -> float | None:
+    """GAUC over the groups that have both classes; None if no group has. Labels of NaN and weights of 0 do not count.
 
     Example:
         >>> grouped_auc([1, 1, 2, 2, 2], [0.1, 0.9, 0.5, 0.4, 0.3], [0, 1, 0, 1, 1])
         0.4
     """
+    values, sizes, _ = auc_by_group(groups, scores, labels, weights)
+    return float(np.average(values, weights=sizes)) if len(values) else None
+
+
+def auc_by_group(
+    groups: npt.ArrayLike, scores: npt.ArrayLike, labels: npt.ArrayLike, weights: npt.ArrayLike | None = None
+) -> tuple[Floats, Floats, Indices]:
+    """The AUC of each group that has both classes, the weight of its items, and one of them, by its place."""
     y = np.asarray(labels, np.float64)
-    labelled = ~np.isnan(y)
-    index, counts = _group_index(np.asarray(groups)[labelled])
-    y = y[labelled]
-    order, rank, _ = _ordered(index, counts, _column("scores", np.asarray(scores)[labelled], index), y)
-    shared = _tie_means(index[order], np.asarray(scores, np.float64)[labelled][order], rank.astype(np.float64))
-    positives = np.bincount(index, y, minlength=len(counts))
-    negatives = counts - positives
-    # A positive beats the negatives ranked below it: all items below, less the positives below.
-    below = np.bincount(index[order], y[order] * (counts[index[order]] - 1 - shared), minlength=len(counts))
-    wins = below - positives * (positives - 1) / 2
+    w = np.ones(y.shape) if weights is None else np.asarray(weights, np.float64)
+    chosen = np.flatnonzero(~np.isnan(y) & (w != 0))
+    index, counts = _group_index(np.asarray(groups)[chosen])
+    y, w, s = y[chosen], w[chosen], _column("scores", np.asarray(scores)[chosen], index)
+    order = np.lexsort((w, y, s, index))
+    y, w, s, of = y[order], w[order], s[order], index[order]
+    negative = np.cumsum(w * (1 - y))
+    before = np.concatenate([[0.0], negative])
+    new = np.ones(len(of), np.bool_)
+    new[1:] = (of[1:] != of[:-1]) | (s[1:] != s[:-1])
+    starts = np.flatnonzero(new)
+    sizes = np.diff(starts, append=len(of))
+    # Of the negatives of an item's group: all before its run of equal scores, and half of those in it.
+    run_start, run_end = np.repeat(before[starts], sizes), np.repeat(before[starts + sizes], sizes)
+    group_start = before[np.cumsum(counts) - counts][of]
+    wins = np.bincount(of, w * y * ((run_start + run_end) / 2 - group_start), minlength=len(counts))
+    positives = np.bincount(of, w * y, minlength=len(counts))
+    negatives = np.bincount(of, w * (1 - y), minlength=len(counts))
     both = (positives > 0) & (negatives > 0)
-    if not both.any():
-        return None
-    auc = wins[both] / (positives[both] * negatives[both])
-    return float(np.average(auc, weights=counts[both]))
+    first = chosen[_first_items(index, counts)][both].astype(np.int64)
+    pairs = positives[both] * negatives[both]
+    return np.asarray(wins[both] / pairs, np.float64), np.asarray((positives + negatives)[both], np.float64), first
+
+
+def _first_items(index: Indices, counts: Indices) -> Indices:
+    """An item of each group, by its place."""
+    first = np.zeros(len(counts), np.int64)
+    first[index[::-1]] = np.arange(len(index))[::-1]
+    return first
 
 
 def _group_index(groups: npt.ArrayLike) -> tuple[Indices, Indices]:

@@ -160,7 +160,7 @@ def wilson_interval(
     return np.clip(middle - half, 0, None), np.clip(middle + half, None, 1)
 
 
-def to_svg(title: str, chart: alt.Chart | alt.LayerChart | alt.FacetChart, fit: bool = True) -> str:
+def to_svg(title: str, chart: alt.Chart | alt.LayerChart | alt.FacetChart | alt.HConcatChart, fit: bool = True) -> str:
     """The chart as an SVG element that scales down with its container and carries a title for screen readers.
 
     Width and height are those of the whole picture, so that pictures beside each other line up; without `fit` they are

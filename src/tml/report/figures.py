@@ -1,6 +1,6 @@
 """The report's pictures: how each task is predicted, and how the training went."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -42,8 +42,8 @@ def _task_card(files: RunFiles, task: str) -> str:
     figures = "".join(
         f"<span>{name} <b>{text}</b></span>"
         for name, text in (
-            ("AUC", number(ranker["auc"], 3)),
-            ("RCE", number(ranker["rce"], 1)),
+            ("AUC", number(ranker["auc"], 3) + _span(values, "auc", 3)),
+            ("RCE", number(ranker["rce"], 1) + _span(values, "rce", 1)),
             ("calibration", number(ranker["calibration"], 2)),
             ("base rate", f"{100 * rate:.3g}%"),
         )
@@ -56,6 +56,12 @@ def _task_card(files: RunFiles, task: str) -> str:
         body = f'<div class="minis">{_roc(files, task)}{_reliability(files, task)}{_rce(files, task)}</div>'
     name = f'<h3 title="{escape(short_name(task))}">{escape(plain_name(task).capitalize())}</h3>'
     return f'<article class="card">{name}<div class="figures">{figures}</div>{body}</article>'
+
+
+def _span(values: Mapping[str, Any], metric: str, digits: int) -> str:
+    """The interval of a figure, where there is one."""
+    one = values.get("intervals", {}).get(metric)
+    return "" if one is None else f" <small>{number(one['low'], digits)} to {number(one['high'], digits)}</small>"
 
 
 def _roc(files: RunFiles, task: str) -> str:

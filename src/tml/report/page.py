@@ -15,6 +15,7 @@ from tml.core.files import write_text
 from tml.report.embedding_map import map_card
 from tml.report.figures import task_cards, training_cards
 from tml.report.run_files import RunFiles
+from tml.report.segments import segment_cards
 from tml.report.style import CSS
 from tml.report.tables import explanations, number, order_bars, task_table
 from tml.report.timeline import timeline
@@ -45,7 +46,7 @@ def write_report(run: Path) -> Path:
 
 def page(files: RunFiles) -> str:
     """The whole page."""
-    parts = (_predictions, _order, _timeline, _tasks, _embeddings, _training)
+    parts = (_predictions, _order, _timeline, _tasks, _segments, _embeddings, _training)
     sections = "".join(part(files) for part in parts)
     footer = f"<footer>Made by tml {escape(__version__)} from the files of this run.</footer>"
     return document(f"{files.name}: report", f"{_header(files)}{sections}{_config(files)}{footer}")
@@ -207,6 +208,15 @@ def _embeddings(files: RunFiles) -> str:
     card = map_card(files.folder, files.setting("log"))
     about = "Vectors of people and posts, learnt by TwHIN from the graph alone before the ranker's training starts."
     return _section("Embeddings", about, card) if card else ""
+
+
+def _segments(files: RunFiles) -> str:
+    cards = segment_cards(files.evaluation.get("segments", {}), files.tasks)
+    about = (
+        "The same figures where the examples are cut: who is served well, and who is not. In the pictures, on the "
+        "dashed line the engagements promised are those that came; above it too many were promised."
+    )
+    return _section("By segment", about, cards) if cards else ""
 
 
 def _training(files: RunFiles) -> str:

@@ -2,7 +2,9 @@
 
 MODEL_COLORS = {
     "ranker": "var(--ranker)",
+    "lightgbm": "var(--series-9)",
     "logistic_regression": "var(--regression)",
+    "popularity": "var(--faint)",
     "oracle": "var(--oracle)",
     "served": "var(--served)",
     "random": "var(--faint)",

@@ -9,14 +9,23 @@ from tml.report.style import MODEL_COLORS
 
 MODEL_NAMES = {
     "ranker": "ranker",
+    "lightgbm": "boosted trees",
     "logistic_regression": "logistic regression",
+    "popularity": "popularity",
     "base_rate": "base rate",
     "oracle": "oracle",
     "served": "as served",
     "random": "at random",
 }
 
-HEADINGS = {"ranker": "ranker", "logistic_regression": "LR", "base_rate": "base", "oracle": "oracle"}
+HEADINGS = {
+    "ranker": "ranker",
+    "lightgbm": "trees",
+    "logistic_regression": "LR",
+    "popularity": "popular",
+    "base_rate": "base",
+    "oracle": "oracle",
+}
 
 EXPLANATIONS = {
     "AUC": "The chance that an example with the engagement is ranked above one without. 0.5 is a coin toss, 1 perfect.",
@@ -25,14 +34,15 @@ EXPLANATIONS = {
     "predicting the base rate does. 0 is no better than that, below 0 is worse.",
     "Calibration": "Mean predicted over mean observed. 1 is right; 1.2 promises a fifth too much.",
     "LR": "A logistic regression for each task on the same inputs: what the ranker must beat to be worth its cost.",
+    "Trees": "Gradient boosted trees (LightGBM) for each task on the same inputs: what most people would use instead.",
     "Oracle": "The simulator's own probabilities: the best that can be known before the dice are thrown. A model beats "
     "it only by luck.",
 }
 
 GROUPS: tuple[tuple[str, str, int, tuple[str, ...]], ...] = (
-    ("AUC", "auc", 3, ("ranker", "logistic_regression", "oracle")),
-    ("PR-AUC", "pr_auc", 3, ("ranker", "logistic_regression", "oracle")),
-    ("RCE", "rce", 1, ("ranker", "logistic_regression", "base_rate", "oracle")),
+    ("AUC", "auc", 3, ("ranker", "lightgbm", "logistic_regression", "popularity", "oracle")),
+    ("PR-AUC", "pr_auc", 3, ("ranker", "oracle")),
+    ("RCE", "rce", 1, ("ranker", "lightgbm", "logistic_regression", "base_rate", "oracle")),
     ("Calibration", "calibration", 2, ("ranker",)),
 )
 """Heading, metric, digits, and the models that stand under it."""
@@ -99,7 +109,7 @@ def _explained(heading: str) -> str:
 def explanations(evaluation: Mapping[str, Any]) -> str:
     """What the headings mean, for those who cannot hover."""
     present = models_of(evaluation)
-    absent = {"LR": "logistic_regression", "Oracle": "oracle"}
+    absent = {"LR": "logistic_regression", "Trees": "lightgbm", "Oracle": "oracle"}
     items = "".join(
         f"<div><dt>{name}</dt><dd>{escape(text)}</dd></div>"
         for name, text in EXPLANATIONS.items()

@@ -73,7 +73,8 @@ def test_tasks_agree_with_scikit_learn():
 def test_a_task_without_positives_is_undefined():
     evaluation = evaluate_predictions(predictions(), TASKS, WEIGHTS)
     assert evaluation["tasks"][TASKS[2]]["positives"] == 0
-    assert set(evaluation["tasks"][TASKS[2]]["models"]["ranker"].values()) == {None}
+    defined = {name for name, value in evaluation["tasks"][TASKS[2]]["models"]["ranker"].items() if value is not None}
+    assert defined <= {"log_loss", "ece"}
 
 
 def test_orders_agree_with_loops():

@@ -6,15 +6,25 @@ import numpy as np
 import pytest
 import torch
 
-from tml.core.errors import DataError
+from tml.core.errors import ConfigError, DataError
+from tml.features.normalisation import ColumnStatistics
 from tml.projects.home.recap.config import (
+    ClipLog1pAbsConfig,
     DoubleNormLogConfig,
+    FeaturizationConfig,
     InputBatchNormConfig,
     InputShapes,
+    LargeEmbeddingsConfig,
+    LargeTableConfig,
     LayerNormConfig,
+    Log1pAbsConfig,
     ModelConfig,
+    PositionDebiasConfig,
+    SmallEmbeddingsConfig,
+    SmallTableConfig,
+    ZScoreLogConfig,
 )
-from tml.projects.home.recap.featurize import DoubleNormLog, Featurization, SmallEmbeddings, UnbiasedBatchNorm
+from tml.projects.home.recap.featurize import DoubleNormLog, Featurization, UnbiasedBatchNorm, build_dense
 
 ROWS, CONTINUOUS, BINARY = 40, 5, 3
 
@@ -140,21 +150,6 @@ def test_gradients(training: bool) -> None:
     assert torch.autograd.gradcheck(function, (continuous.requires_grad_(), *values))
 
 
-def test_small_embeddings_look_up_each_columns_own_rows() -> None:
-    embeddings = SmallEmbeddings((3, 1, 4), width=2, generator=torch.Generator().manual_seed(0))
-    tables = embeddings.table.weight.detach().numpy()
-    a, b, c = tables[:3], tables[3:4], tables[4:]
-    discrete = torch.tensor([[0, 0, 0], [2, 0, 3], [1, 0, 2]])
-    expected = [np.concatenate([a[i], b[j], c[k]]) for i, j, k in discrete.tolist()]
-    np.testing.assert_array_equal(embeddings(discrete).detach(), expected)
-
-
-def test_an_index_outside_a_column_is_its_unknown_value() -> None:
-    embeddings = SmallEmbeddings((3, 1, 4), width=2)
-    outside = torch.tensor([[3, 1, 4], [-1, -7, 10**12], [99, 2, -(2**63)]])
-    torch.testing.assert_close(embeddings(outside), embeddings(torch.zeros(3, 3, dtype=torch.int64)))
-
-
 SHAPES = InputShapes(
     continuous=CONTINUOUS, binary=BINARY, discrete=(4, 6), embeddings={"user_embedding": 8, "author": 4}, tasks=("t",)
 )
@@ -213,3 +208,125 @@ def test_a_missing_or_misshapen_input_is_named() -> None:
         featurization(inputs)
     with pytest.raises(DataError, match=r"user_embedding: found the shape \(40, 7\), the model needs \(batch, 8\)"):
         featurization({**batch(), "user_embedding": torch.zeros(ROWS, 7)})
+
+
+def test_log1p_is_the_signed_logarithm_clipped_or_not() -> None:
+    _, continuous, binary = make()
+    plain = build_dense(FeaturizationConfig(log1p_abs_config=Log1pAbsConfig()), SHAPES)
+    clipped = build_dense(FeaturizationConfig(clip_log1p_abs_config=ClipLog1pAbsConfig(clip_magnitude=2)), SHAPES)
+    expected = logs(continuous)
+    assert np.abs(expected).max() > 2
+    np.testing.assert_allclose(plain(continuous, binary), np.hstack([expected, binary]), rtol=1e-12)
+    np.testing.assert_allclose(clipped(continuous, binary), np.hstack([np.clip(expected, -2, 2), binary]), rtol=1e-12)
+
+
+def test_z_score_log_standardises_by_the_statistics_of_the_dataset() -> None:
+    _, continuous, binary = make()
+    continuous[:, 3] = 7.0
+    statistics = ColumnStatistics(CONTINUOUS)
+    statistics.add(continuous.numpy().astype(np.float32))
+    found = statistics.result()
+    shapes = SHAPES.model_copy(update={k: tuple(found[k]) for k in ("log_mean", "log_deviation")})
+    layer = build_dense(FeaturizationConfig(z_score_log_config=ZScoreLogConfig(clip_magnitude=2)), shapes)
+    x = logs(continuous)
+    scores = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-3)
+    expected = np.hstack([np.clip(scores, -2, 2), binary])
+    np.testing.assert_allclose(layer(continuous.float(), binary.float()), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_z_score_without_statistics_is_refused() -> None:
+    config = ModelConfig(featurization_config=FeaturizationConfig(z_score_log_config=ZScoreLogConfig()))
+    with pytest.raises(ConfigError, match="z_score_log_config: needs the mean and deviation"):
+        Featurization(config, SHAPES)
+
+
+@pytest.mark.parametrize("kind", ["log1p_abs_config", "clip_log1p_abs_config", "z_score_log_config"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3e38, 0.0])
+def test_every_featurization_gives_finite_outputs_and_gradients(kind: str, value: float) -> None:
+    shapes = SHAPES.model_copy(update={"log_mean": (0.0,) * CONTINUOUS, "log_deviation": (0.0,) * CONTINUOUS})
+    layer = build_dense(FeaturizationConfig.model_validate({kind: {}}), shapes)
+    continuous = torch.full((3, CONTINUOUS), value, requires_grad=True)
+    outputs = layer(continuous, torch.ones(3, BINARY))
+    outputs.sum().backward()
+    assert outputs.isfinite().all()
+    assert continuous.grad is not None
+    assert continuous.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("scale", "center"), [(True, False), (False, False)])
+def test_the_layer_norm_may_learn_no_scale_or_shift(scale: bool, center: bool) -> None:
+    config = DoubleNormLogConfig(layer_norm_config=LayerNormConfig(scale=scale, center=center))
+    names = {name for name, _ in DoubleNormLog(config, 3, 1).layer_norm.named_parameters()}
+    assert names == ({"weight"} if scale else set())
+
+
+def test_binary_features_can_be_left_out() -> None:
+    given = FeaturizationConfig(log1p_abs_config=Log1pAbsConfig(), feature_names_to_concat=())
+    featurization = Featurization(ModelConfig(featurization_config=given, small_embeddings=None), SHAPES)
+    assert featurization(batch()).shape == (ROWS, CONTINUOUS + 8 + 4) == (ROWS, featurization.out_width)
+
+
+WITH_ALL = ModelConfig(
+    small_embeddings=SmallEmbeddingsConfig(tables=(SmallTableConfig(index=1, embedding_dim=3),)),
+    large_embeddings=LargeEmbeddingsConfig(tables=(LargeTableConfig(name="user_id", num_embeddings=50),)),
+    position_debias_config=PositionDebiasConfig(max_position=9, num_dims=2, drop_probability=0),
+)
+NAMED = SHAPES.model_copy(update={"names": {"continuous": ("a", "b", "position", "c", "d")}, "trained": {"author": 7}})
+
+
+def full_batch() -> dict[str, torch.Tensor]:
+    return {**batch(), "author": torch.arange(ROWS) % 7, "user_id": torch.arange(ROWS), "position": torch.arange(ROWS)}
+
+
+def test_all_embeddings_come_last_and_their_widths_are_the_fields() -> None:
+    featurization, inputs = Featurization(WITH_ALL, NAMED), full_batch()
+    assert featurization.fields == (8, 4, 3, 16, 2)
+    outputs = featurization(inputs).detach()
+    assert outputs.shape == (ROWS, CONTINUOUS + BINARY + 33) == (ROWS, featurization.out_width)
+    _, _, author, small, large, position = outputs.split([CONTINUOUS + BINARY, *featurization.fields], dim=1)
+    assert featurization.large is not None
+    assert featurization.position is not None
+    table = featurization.trained["author"].vectors("author")
+    torch.testing.assert_close(author, featurization.embedding_norms["author"](table[inputs["author"]]))
+    torch.testing.assert_close(small, featurization.discrete(inputs["discrete"]))
+    torch.testing.assert_close(large, featurization.large(inputs))
+    torch.testing.assert_close(position, featurization.position(inputs))
+
+
+def test_with_position_debias_the_position_comes_in_by_no_other_way() -> None:
+    featurization, inputs = Featurization(WITH_ALL, NAMED).eval(), full_batch()
+    changed = {**inputs, "continuous": inputs["continuous"].clone()}
+    changed["continuous"][:, 2] = math.nan
+    assert torch.equal(featurization(inputs), featurization(changed))
+    changed["continuous"][:, 1] += 1
+    assert not torch.equal(featurization(inputs), featurization(changed))
+    by_index = PositionDebiasConfig(max_position=9, num_dims=2, position_feature_index=0)
+    featurization = Featurization(ModelConfig(position_debias_config=by_index), NAMED).eval()
+    assert featurization.fields == (8, 4, 8, 2)
+    outputs = featurization({**inputs, "discrete": torch.zeros(ROWS, 2, dtype=torch.int64)})
+    other = featurization({**inputs, "discrete": torch.tensor([[3, 0]]).repeat(ROWS, 1)})
+    assert torch.equal(outputs[:, :-2], other[:, :-2])
+    assert not torch.equal(outputs[:, -2:], other[:, -2:])
+    far = ModelConfig(position_debias_config=PositionDebiasConfig(position_feature_index=5))
+    with pytest.raises(ConfigError, match="position_feature_index: found 5, allowed is less than the 2 discrete"):
+        Featurization(far, NAMED)
+
+
+def test_trained_vectors_start_at_those_given() -> None:
+    featurization = Featurization(WITH_ALL, NAMED)
+    vectors = torch.randn(7, 4, generator=torch.Generator().manual_seed(1))
+    featurization.initialise("author", vectors)
+    torch.testing.assert_close(featurization.trained["author"].vectors("author"), vectors)
+    featurization(full_batch()).sum().backward()
+    assert featurization.trained["author"].tables["author"].weight.grad.is_sparse
+    with pytest.raises(DataError, match=r"author: found vectors of \(6, 4\), the model needs \(7, 4\)"):
+        featurization.initialise("author", vectors[:6])
+
+
+def test_a_missing_column_of_ids_is_named() -> None:
+    inputs = full_batch()
+    del inputs["user_id"]
+    with pytest.raises(DataError, match="found no 'user_id'"):
+        Featurization(WITH_ALL, NAMED)(inputs)
+    with pytest.raises(DataError, match=r"user_id: found the shape \(40, 1\), the model needs \(batch,\)"):
+        Featurization(WITH_ALL, NAMED)({**inputs, "user_id": torch.zeros(ROWS, 1, dtype=torch.int64)})

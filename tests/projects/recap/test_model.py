@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from tml.core.config import load_config, parse_config
 from tml.core.errors import ConfigError, DataError
 from tml.projects.home.recap.config import (
+    AffineMapConfig,
     DropoutConfig,
     InputShapes,
     MaskBlockConfig,
@@ -19,9 +20,11 @@ from tml.projects.home.recap.config import (
     ModelConfig,
     NetworkConfig,
     TaskConfig,
+    TaskWeightingConfig,
 )
 from tml.projects.home.recap.mask_net import MaskNet
-from tml.projects.home.recap.model import HeavyRanker, RankerLoss, tower_key
+from tml.projects.home.recap.model import NEVER, HeavyRanker, RankerLoss, tower_key
+from tml.projects.home.recap.published_config import PublishedConfig
 
 TASKS = (
     "recap.engagement.is_replied",
@@ -54,49 +57,13 @@ def make_batch(rows: int = 32, seed: int = 0) -> dict[str, torch.Tensor]:
     return batch | {task: (torch.rand(rows, generator=generator) < 0.3).float() for task in TASKS}
 
 
-PUBLISHED = """
-tasks:
-  recap.engagement.is_favorited: &tower
-    mlp_config: &mlp
-      layer_sizes: [256, 128, 1]
-      batch_norm: {affine: false, momentum: 0.1}
-      dropout: null
-      final_activation: false
-    mask_net_config: null
-    pos_weight: 1.0
-  recap.engagement.is_retweeted: *tower
-  recap.engagement.is_replied: *tower
-  recap.engagement.is_profile_clicked_and_profile_engaged: *tower
-  recap.engagement.is_video_playback_50: *tower
-  recap.engagement.is_replied_reply_engaged_by_author: *tower
-  recap.engagement.is_good_clicked_convo_desc_favorited_or_replied: *tower
-  recap.engagement.is_good_clicked_convo_desc_v2: *tower
-  recap.engagement.is_negative_feedback_v2: {mlp_config: {<<: *mlp, dropout: {rate: 0.1}}}
-  recap.engagement.is_report_tweet_clicked: {mlp_config: {<<: *mlp, dropout: {rate: 0.2}}}
-backbone:
-  mlp_config: null
-  mask_net_config:
-    use_parallel: true
-    mask_blocks:
-    - &block {output_size: 1024, aggregation_size: 1024, reduction_factor: null, input_layer_norm: false}
-    - *block
-    - *block
-    - *block
-    mlp: {layer_sizes: [2048], batch_norm: null, dropout: null, final_activation: true}
-featurization_config:
-  double_norm_log_config:
-    batch_norm_config: {affine: true, momentum: 0.01}
-    clip_magnitude: 5.0
-    layer_norm_config: {epsilon: 0.0}
-multi_task_type: share_all
-small_embeddings: null
-"""
+EXAMPLE = Path(__file__).parents[3] / "examples" / "published.yaml"
 
 
-def test_the_published_configuration_has_48_million_parameters(tmp_path: Path) -> None:
-    path = tmp_path / "published.yaml"
-    path.write_text(PUBLISHED)
-    config = load_config(ModelConfig, path)
+def test_the_published_configuration_has_48_million_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TML_DATA", "data")
+    monkeypatch.setenv("TML_RUNS", "runs")
+    config = load_config(PublishedConfig, EXAMPLE).model
     assert config.tasks is not None
     shapes = InputShapes(
         continuous=2117,
@@ -256,7 +223,7 @@ def test_share_none_gives_towers_the_features() -> None:
 @pytest.mark.parametrize(("kind", "backbone"), [("share_all", None), ("share_none", SMALL.backbone)])
 def test_a_backbone_is_there_exactly_where_it_is_shared(kind: str, backbone: NetworkConfig | None) -> None:
     tree = {"multi_task_type": kind, "backbone": backbone}
-    with pytest.raises(ConfigError, match="share_all needs a backbone, share_none allows only null"):
+    with pytest.raises(ConfigError, match=r"share_all needs a backbone|share_none allows only null"):
         parse_config(ModelConfig, tree, "test")
 
 
@@ -275,7 +242,9 @@ def test_a_tower_that_does_not_end_in_a_logit_is_refused(tower: dict[str, object
 
 
 def test_exactly_one_architecture() -> None:
-    with pytest.raises(ValidationError, match="exactly one of mlp_config, mask_net_config is allowed"):
+    with pytest.raises(
+        ValidationError, match="exactly one of mlp_config, dcn_config, dlrm_config, mask_net_config is allowed"
+    ):
         NetworkConfig()
     both = {"mlp_config": {"layer_sizes": [1]}, "mask_net_config": {}}
     with pytest.raises(ConfigError, match="backbone: exactly one of"):
@@ -321,3 +290,184 @@ def test_training_finds_a_product_of_two_features() -> None:
     held_out = make_batch(rows=1000, seed=1000)
     label = held_out["continuous"][:, 0] * held_out["continuous"][:, 1] > 0
     assert ((objective.model(held_out)[:, 0] > 0) == label).float().mean().item() > 0.85
+
+
+LOGIT = MlpConfig(layer_sizes=(1,))
+
+
+def test_share_partial_lets_each_tower_read_what_it_says() -> None:
+    reads = ("backbone", "input", None)
+    tasks = {task: TaskConfig(mlp_config=LOGIT, reads=read) for task, read in zip(TASKS, reads, strict=True)}
+    config = ModelConfig(multi_task_type="share_partial", backbone=SMALL.backbone, tasks=tasks)
+    model, batch = make(config).eval(), make_batch()
+    inputs = model.featurization(batch)
+    shared = model.backbone(inputs)
+    expected = [shared, inputs, torch.cat([shared, inputs], dim=1)]
+    for column, (tower, read) in enumerate(zip(model.towers.values(), expected, strict=True)):
+        torch.testing.assert_close(model(batch)[:, column], tower(read)[:, 0])
+
+
+ARCHITECTURES: dict[str, dict[str, object]] = {
+    "mlp": {"mlp_config": {"layer_sizes": [8], "final_activation": True}},
+    "mask_net_parallel": {"mask_net_config": {"mask_blocks": [{"output_size": 4, "aggregation_size": 3}] * 2}},
+    "mask_net_serial": {
+        "mask_net_config": {
+            "use_parallel": False,
+            "mask_blocks": [{"output_size": 4, "reduction_factor": 0.5, "final_activation": False}] * 2,
+        }
+    },
+    "dcn": {"dcn_config": {"num_layers": 2}},
+    "dcn_low_rank_parallel": {"dcn_config": {"rank": 2, "num_experts": 2, "parallel_mlp": {"layer_sizes": [8]}}},
+    "dlrm": {"dlrm_config": {"bottom_mlp": {"layer_sizes": [4]}}},
+    "mmoe": {"mmoe_config": {"num_experts": 2}},
+    "ple": {"ple_config": {"num_levels": 2, "expert": {"dcn_config": {"mlp": {"layer_sizes": [5]}}}}},
+}
+TOWERS: dict[str, dict[str, object]] = {
+    "mlp": {"mlp_config": {"layer_sizes": [1]}},
+    "mask_net": {"mask_net_config": {"mask_blocks": [{"output_size": 4, "aggregation_size": 3}]}},
+    "dcn": {"dcn_config": {"num_layers": 1}},
+    "dlrm": {"dlrm_config": {"bottom_mlp": {"layer_sizes": [4]}, "num_fields": 3, "top_mlp": {"layer_sizes": [1]}}},
+}
+for kind in ("mask_net", "dcn"):
+    TOWERS[kind][f"{kind}_config"]["mlp"] = {"layer_sizes": [3, 1]}  # type: ignore[index]
+
+
+def config_of(backbone: str, tower: str = "mlp") -> ModelConfig:
+    tree = {"backbone": ARCHITECTURES[backbone], "tasks": dict.fromkeys(TASKS, TOWERS[tower])}
+    return parse_config(ModelConfig, tree, "test")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "tower"), [*((name, "mlp") for name in ARCHITECTURES), *(("mlp", name) for name in TOWERS)]
+)
+def test_every_architecture_is_a_backbone_or_a_tower_and_learns(backbone: str, tower: str) -> None:
+    objective = RankerLoss(make(config_of(backbone, tower)))
+    objective.model.initialise_biases(dict.fromkeys(TASKS, 0.25))
+    batch = make_batch()
+    optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
+    first, _ = objective(batch)
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss, _ = objective(batch)
+        loss.backward()
+        optimizer.step()
+    assert all(parameter.grad is not None for parameter in objective.parameters())
+    assert loss < 0.7 * first
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("backbone", ["mmoe", "ple"])
+def test_compiled_and_eager_agree(backbone: str) -> None:
+    """With towers of every architecture, each traced and differentiated by the compiler."""
+    serial = {**TOWERS["mask_net"]["mask_net_config"], "use_parallel": False}  # type: ignore[dict-item]
+    mixture = {"rank": 2, "num_experts": 2, "parallel_mlp": {"layer_sizes": [8]}, "mlp": {"layer_sizes": [1]}}
+    tree = {
+        "backbone": ARCHITECTURES[backbone],
+        "tasks": {
+            TASKS[0]: {**TOWERS["dlrm"], "affine_map": {"scale": 2.0, "trainable": True}},
+            TASKS[1]: {"dcn_config": mixture, "applies_if": "binary.1"},
+            TASKS[2]: {"mask_net_config": serial},
+        },
+        "position_debias_config": {"drop_probability": 0.0},
+        "large_embeddings": {"tables": [{"name": "user_id", "num_embeddings": 30}]},
+    }
+    config = parse_config(ModelConfig, tree, "test")
+    eager, compiled = RankerLoss(make(config)), RankerLoss(make(config))
+    batch = make_batch() | {"position": torch.arange(32), "user_id": torch.arange(32) * 7}
+    loss, outputs = eager(batch)
+    other_loss, other_outputs = torch.compile(compiled, backend="aot_eager")(batch)
+    torch.testing.assert_close(other_loss, loss)
+    torch.testing.assert_close(other_outputs["logits"], outputs["logits"], rtol=1e-4, atol=1e-5)
+    loss.backward()
+    other_loss.backward()
+    for one, two in zip(eager.parameters(), compiled.parameters(), strict=True):
+        torch.testing.assert_close(two.grad.to_dense(), one.grad.to_dense(), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_an_affine_map_scales_and_shifts_the_logit_and_starts_at_the_base_rate(trainable: bool) -> None:
+    affine = AffineMapConfig(scale=-2.0, bias=0.5, trainable=trainable)
+    tasks = {task: TaskConfig(mlp_config=LOGIT, affine_map=affine) for task in TASKS}
+    model, batch = make(SMALL.model_copy(update={"tasks": tasks})).eval(), make_batch()
+    shared = model.backbone(model.featurization(batch))
+    tower = model.towers[tower_key(TASKS[0])]
+    torch.testing.assert_close(model(batch)[:, :1], -2 * tower.network(shared) + 0.5)
+    learnt = {name for name, _ in tower.named_parameters() if "." not in name}
+    assert learnt == ({"scale", "bias"} if trainable else set())
+    model.initialise_biases(dict.fromkeys(TASKS, 0.1))
+    for tower in model.towers.values():
+        torch.nn.init.zeros_(tower.network.last_linear.weight)
+    torch.testing.assert_close(torch.sigmoid(model(batch)), torch.full((32, 3), 0.1))
+
+
+NAMED = SHAPES.model_copy(update={"names": {"binary": ("is_reply", "has_video"), "discrete": ("topic",)}})
+
+
+def test_labels_of_a_task_that_does_not_apply_do_not_count_and_its_probability_is_zero() -> None:
+    tasks = dict.fromkeys(TASKS, TaskConfig(mlp_config=LOGIT))
+    tasks |= {TASKS[1]: TaskConfig(mlp_config=LOGIT, applies_if="has_video")}
+    tasks |= {TASKS[2]: TaskConfig(mlp_config=LOGIT, applies_if="discrete.0")}
+    model = make(SMALL.model_copy(update={"tasks": tasks}), NAMED)
+    plain = make(SMALL.model_copy(update={"tasks": dict.fromkeys(TASKS, TaskConfig(mlp_config=LOGIT))}), NAMED)
+    batch = make_batch()
+    batch["binary"][:20, 1] = 0
+    _, outputs = RankerLoss(model)(batch)
+    masked = {**batch, TASKS[1]: batch[TASKS[1]].clone(), TASKS[2]: batch[TASKS[2]].clone()}
+    masked[TASKS[1]][:20] = math.nan
+    masked[TASKS[2]][batch["discrete"][:, 0] == 0] = math.nan
+    _, expected = RankerLoss(plain)(masked)
+    for task in TASKS:
+        assert outputs["losses"][task] == expected["losses"][task] > 0
+    model.eval()
+    found = model.probabilities(batch)
+    assert (found[TASKS[1]][:20] < 1e-12).all()
+    assert (found[TASKS[1]][20:] > 1e-6).all()
+    assert ((found[TASKS[2]] < 1e-12) == (batch["discrete"][:, 0] == 0)).all()
+    assert model(batch)[:20, 1].eq(NEVER).all()
+
+
+@pytest.mark.parametrize("feature", ["has_sound", "binary.2", "continuous.1"])
+def test_a_condition_on_another_feature_is_refused(feature: str) -> None:
+    tasks = dict.fromkeys(TASKS, TaskConfig(mlp_config=LOGIT, applies_if=feature))
+    with pytest.raises(ConfigError, match=f"applies_if: found {feature}, allowed are binary and discrete"):
+        make(SMALL.model_copy(update={"tasks": tasks}), NAMED)
+
+
+def test_given_weights_of_tasks_weigh_their_losses() -> None:
+    tasks = {task: TaskConfig(mlp_config=LOGIT, weight=w) for task, w in zip(TASKS, (2.0, 0.0, 0.5), strict=True)}
+    loss, outputs = RankerLoss(make(SMALL.model_copy(update={"tasks": tasks})))(make_batch())
+    losses = [value.item() for value in outputs["losses"].values()]
+    assert loss.item() == pytest.approx((2 * losses[0] + 0.5 * losses[2]) / 3)
+
+
+@pytest.mark.parametrize("kind", ["uncertainty", "grad_norm"])
+def test_learnt_weights_train_with_the_model_and_are_in_its_state(kind: str) -> None:
+    weighting = TaskWeightingConfig.model_validate({kind: {}})
+    objective = RankerLoss(make(SMALL.model_copy(update={"task_weighting": weighting})))
+    before = {name: value.clone() for name, value in objective.state_dict().items() if name.startswith("weighting")}
+    optimizer = torch.optim.Adam(objective.parameters(), lr=1e-2)
+    for seed in range(3):
+        optimizer.zero_grad()
+        loss, _ = objective(make_batch(seed=seed))
+        loss.backward()
+        optimizer.step()
+    after = {name: value for name, value in objective.state_dict().items() if name.startswith("weighting")}
+    assert before.keys() == after.keys() != set()
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+    with torch.no_grad():
+        assert objective.eval()(make_batch())[0].isfinite()
+    if kind == "grad_norm":
+        plain = RankerLoss(make())
+        first, _ = RankerLoss(make(SMALL.model_copy(update={"task_weighting": weighting})))(make_batch())
+        torch.testing.assert_close(first, plain(make_batch())[0])
+
+
+def test_the_default_model_s_parameters_keep_their_names() -> None:
+    """Models that were saved before load still: `load_ranker` looks for these names."""
+    names = {name.rpartition(".")[0] for name, _ in make(ModelConfig()).named_parameters()}
+    blocks = {f"backbone.blocks.{i}.{part}" for i in range(4) for part in ("mask", "hidden", "norm")}
+    towers = {f"towers.{tower_key(task)}.layers.{i}" for task in TASKS for i in (0, 3, 6)}
+    features = {"dense.batch_norm", "dense.layer_norm", "embedding_norms.user_embedding", "discrete.table"}
+    backbone = {"backbone.aggregate", "backbone.mlp.layers.0"}
+    assert names == blocks | towers | backbone | {f"featurization.{name}" for name in features}

@@ -108,9 +108,14 @@ def test_what_does_not_fit_is_named(graph, tmp_path):
     shutil.copy(tmp_path / "narrow" / "relations.parquet", other)
     with pytest.raises(DataError, match=r"relations\.parquet: found a vector of width 4 for the head of follow"):
         load_vectors(other)
-    (other / "author.parquet").unlink()
+    (other / "relations.parquet").write_text("no")
+    with pytest.raises(DataError, match=r"relations\.parquet: not the operators of relations"):
+        load_vectors(other)
     (other / "relations.parquet").unlink()
     with pytest.raises(DataError, match=r"relations\.parquet: no such file"):
+        load_vectors(other)
+    (other / "relations.json").write_text("{")
+    with pytest.raises(DataError, match=r"relations\.json: not the relations of trained vectors"):
         load_vectors(other)
     (other / "relations.json").write_text(json.dumps([{"name": "follow", "head": "user", "tail": "author"}]))
     with pytest.raises(DataError, match=r"relations\.json: not the relations of trained vectors"):

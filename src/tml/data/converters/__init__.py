@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tml.core.errors import DataError
+from tml.data.config import CONFIG
 from tml.data.converters.kuairand import convert_kuairand
 from tml.data.converters.movielens import convert_movielens
 from tml.data.converters.recsys import convert_recsys
-from tml.data.converters.tfrecords import convert_examples, convert_tfrecords
+from tml.data.converters.tfrecords import SCHEMA, convert_examples, convert_tfrecords
 from tml.data.converters.writer import Converted
 
 
@@ -45,12 +46,28 @@ def convert_log(name: str, source: Path, out: Path) -> Converted:
         out: the folder to write; what is there is replaced once the new one is complete.
 
     Raises:
-        DataError: an unknown format; a file that is missing or is not what the format says, by name and line.
+        DataError: an unknown format; an `out` with anything else in it than an earlier conversion; a file that is
+            missing or is not what the format says, by name and line.
     """
     if name not in FORMATS:
         raise DataError(f"found the format {name!r}, allowed are {', '.join(FORMATS)}")
     if not source.exists():
         raise DataError(f"{source}: no such file or folder, allowed is {FORMATS[name].about}")
-    if source.resolve() == out.resolve():
-        raise DataError(f"{out}: found the data set itself, allowed is another folder to write to")
+    _check_out(source, out)
     return FORMATS[name].convert(source, out)
+
+
+def _check_out(source: Path, out: Path) -> None:
+    """Refuse to write where something would be lost that no conversion wrote."""
+    read, written = source.resolve(), out.resolve()
+    if read == written:
+        raise DataError(f"{out}: found the data set itself, allowed is another folder to write to")
+    if written in read.parents:
+        raise DataError(f"{out}: found a folder that the data set is in, allowed is another one to write to")
+    if out.is_file():
+        raise DataError(f"{out}: found a file, allowed is a folder to write to")
+    if out.is_dir() and any(out.iterdir()) and not any((out / entry).is_file() for entry in (CONFIG, SCHEMA)):
+        raise DataError(
+            f"{out}: found files that are no earlier conversion, allowed is a new folder, an empty one, or one with a "
+            f"{CONFIG} or {SCHEMA}, which is replaced"
+        )

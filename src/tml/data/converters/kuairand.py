@@ -13,7 +13,8 @@ from typing import Any
 
 from tml.core.errors import DataError
 from tml.data.converters.writer import Converted, LogWriter, text_relation, writing
-from tml.data.readers.csv import read_header
+from tml.data.faults import first_line
+from tml.data.readers.csv import UNREADABLE, read_header
 from tml.data.tables import quote
 
 BEIJING = timezone(timedelta(hours=8))
@@ -70,8 +71,8 @@ def convert_kuairand(source: Path, out: Path) -> Converted:
 def _columns(file: Path) -> Mapping[str, str]:
     try:
         header = read_header(file)
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{file}: not a readable CSV file ({error})") from None
+    except UNREADABLE as error:
+        raise DataError(f"{file}: not a readable CSV file ({first_line(error)})") from None
     if header is None:
         raise DataError(f"{file}: found an empty file, allowed is one of KuaiRand as it is published")
     return {name: _TYPES.get(name, "VARCHAR") for name in header.names}

@@ -26,7 +26,7 @@ from tml.data.segdense.schema import read_schema, write_schema
 from tml.data.segdense.synthetic import RENAMED
 from tml.data.shards import read_part
 from tml.data.tf_example import ExampleParser
-from tml.data.tf_example_columns import Array, Dtype, Feature
+from tml.data.tf_example_columns import Array, Dtype, Feature, Where
 from tml.data.tf_example_write import write_tfrecords
 from tml.data.tfrecord import read_records
 from tml.features.normalisation import ColumnStatistics
@@ -56,6 +56,7 @@ def convert_tfrecords(source: Path, out: Path) -> Converted:
     features = {feature.name: feature for feature in read_schema(source / SCHEMA)}
     shown = {name: features[stored] for name, stored in RENAMED.items() if stored in features}
     shown |= {name: features[name] for name in VECTORS if name in features and name not in shown}
+    _check_kinds(source / SCHEMA, shown, features)
     labels = [name for name, f in features.items() if name.startswith(PUBLISHED_PREFIX) and f.length == 1]
     if not labels:
         raise DataError(f"{source / SCHEMA}: found no label, allowed are features named {PUBLISHED_PREFIX}…")
@@ -69,6 +70,9 @@ def convert_tfrecords(source: Path, out: Path) -> Converted:
             name: _write_part(reader, files, ExampleWriter(folder, name), bar, statistics if name == "train" else None)
             for name, files in parts.items()
         }
+        rows = {name: part.rows for name, part in written.items()}
+        if empty := [name for name, count in rows.items() if not count]:
+            raise DataError(f"{source}: found no record for {' and '.join(empty)}, allowed is one or more in each part")
         names = {name: [f"{name}.{i}" for i in range(shown[name].length)] for name in VECTORS if name in shown}
         Schema(
             continuous=names.get("continuous", []),
@@ -86,8 +90,19 @@ def convert_tfrecords(source: Path, out: Path) -> Converted:
             embeddings={name: f.length for name, f in shown.items() if name not in VECTORS},
             statistics=statistics.result() if "continuous" in shown else {},
         ).write(folder)
-    rows = {name: part.rows for name, part in written.items()}
     return Converted(out, rows, ("elements of vectors have no names in the published schema",), SCHEMA)
+
+
+def _check_kinds(schema: Path, shown: Mapping[str, Feature], features: Mapping[str, Feature]) -> None:
+    """Refuse features that do not fit the columns of an example dataset."""
+    ids = [features[stored] for stored in IDS.values() if stored in features]
+    for feature in (*shown.values(), *ids):
+        whole = feature in ids or feature is shown.get("discrete")
+        if feature.length < 1 or feature.dtype == "bytes_list" or (whole and feature.dtype != "int64_list"):
+            raise DataError(
+                f"{schema}: found {feature.name}, a {feature.dtype} of length {feature.length}, allowed are "
+                f"{'integers' if whole else 'numbers'} of a fixed length"
+            )
 
 
 def convert_examples(source: Path, out: Path) -> Converted:
@@ -129,7 +144,7 @@ def _split(source: Path) -> dict[str, list[Path]]:
         last = [path for path in files if path.parent == days[-1]] if len(days) > 1 else files[-cut:]
         parts = {"train": [path for path in files if path not in set(last)], "validation": last}
     for name, files in parts.items():
-        if not files:
+        if not any(path.stat().st_size for path in files):
             raise DataError(
                 f"{source}: found no TFRecords for {name}, allowed are folders train and validation, folders of two "
                 "days or more, or two files or more"
@@ -184,10 +199,10 @@ class _Reader:
     def tables(self, files: Iterable[Path]) -> Iterator[pa.Table]:
         """One table a batch of records."""
         for path, records, where in _records(files):
-            yield self._table(self.parser.parse(records, where), len(records), _served_at(path))
+            yield self._table(self.parser.parse(records, where), len(records), _served_at(path), where)
             self.rows += len(records)
 
-    def _table(self, arrays: Mapping[str, Any], rows: int, served_at: datetime) -> pa.Table:
+    def _table(self, arrays: Mapping[str, Any], rows: int, served_at: datetime, where: Where) -> pa.Table:
         stamp = pa.timestamp("us")
         zeros = np.zeros(rows, np.int64)
         keys = {key: arrays[feature.name][:, 0] for key, feature in self.ids.items()}
@@ -202,6 +217,9 @@ class _Reader:
         for name, feature in self.shown.items():
             values = arrays[feature.name]
             values = self._places(values) if name == "discrete" else values.astype(np.float32)
+            if name not in ("continuous", "discrete"):
+                for row in np.flatnonzero(~np.isfinite(values).all(axis=1))[:1]:
+                    raise DataError(f"{where(row)}: found NaN or infinity in {name}, allowed are finite numbers")
             columns[name] = vector_column(np.ascontiguousarray(values))
         for feature in self.labels:
             columns[feature.name] = (arrays[feature.name][:, 0] > 0).astype(np.float32)
@@ -211,6 +229,8 @@ class _Reader:
         """A value's place in its column's vocabulary and 1 more, 0 for one that training has not."""
         places = np.zeros(values.shape, np.int32)
         for i, seen in enumerate(self.discrete):
+            if not len(seen):
+                continue
             at = np.searchsorted(seen, values[:, i]).clip(max=len(seen) - 1)
             places[:, i] = np.where(seen[at] == values[:, i], at + 1, 0)
         return places
@@ -221,8 +241,11 @@ def _served_at(path: Path) -> datetime:
     found = _DAY.search(path.as_posix())
     if not found:
         return _UNDATED
-    year, month, day, hour = (int(number) for number in found.groups(default="0"))
-    return datetime(year, month, day, hour)
+    try:
+        year, month, day, hour = (int(number) for number in found.groups(default="0"))
+        return datetime(year, month, day, hour)
+    except ValueError:  # numbers of something else
+        return _UNDATED
 
 
 def _write_part(

@@ -102,12 +102,16 @@ _KINDS: tuple[tuple[Callable[[Any], bool], Kind], ...] = (
     (pa.types.is_integer, "integer"),
     (pa.types.is_floating, "float"),
     (pa.types.is_decimal, "float"),
-    (pa.types.is_temporal, "time"),
+    (pa.types.is_timestamp, "time"),
+    (pa.types.is_date, "time"),
     (pa.types.is_string, "text"),
     (pa.types.is_large_string, "text"),
+    (pa.types.is_string_view, "text"),
     (pa.types.is_binary, "text"),
     (pa.types.is_large_binary, "text"),
+    (pa.types.is_binary_view, "text"),
     (pa.types.is_fixed_size_binary, "text"),
+    (lambda of: isinstance(of, pa.UuidType), "text"),
 )
 
 

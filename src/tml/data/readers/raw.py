@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import duckdb
+from isal import igzip, isal_zlib
 
 from tml.core.errors import DataError
 from tml.data.faults import first_line
@@ -16,6 +17,8 @@ from tml.data.tables import literal, quote
 
 FILE = "__file"
 """The column of a raw table that says which file a row is from."""
+ROW = "__row"
+"""The number of a row in `numbered`."""
 
 Kind = Literal["integer", "float", "boolean", "text", "time", "other"]
 FAMILIES: Mapping[str, str] = {
@@ -64,14 +67,30 @@ def file_list(files: Sequence[Path]) -> str:
     return "[" + ", ".join(literal(str(file)) for file in files) + "]"
 
 
+def broken_gzip(file: Path) -> str:
+    """What is wrong with a gzip file whose content does not match its checksum, which DuckDB does not look at."""
+    try:
+        with igzip.open(file) as stream:  # type: ignore[no-untyped-call]
+            while stream.read(1 << 22):
+                pass
+    except (OSError, EOFError, isal_zlib.error) as error:  # type: ignore[misc]  # its stubs take the class for an instance
+        return first_line(error)
+    return ""
+
+
 def check_names(name: str, file: Path, names: Sequence[str]) -> None:
     """Refuse columns that SQL cannot tell apart.
 
     Raises:
-        DataError: two names that are equal but for upper and lower case.
+        DataError: two names that are equal but for upper and lower case, or the name of the column of files.
     """
     seen: dict[str, str] = {}
     for column in names:
+        if column.lower() in (FILE, ROW):
+            raise DataError(
+                f"{file}: the table {name} has the column {column!r}, which is the name of a column that is added "
+                "here, allowed is any other"
+            )
         if column.lower() in seen:
             raise DataError(
                 f"{file}: the table {name} has the columns {seen[column.lower()]!r} and {column!r}, "
@@ -136,11 +155,16 @@ def rows_by_file(connection: duckdb.DuckDBPyConnection, table: str) -> dict[Path
     return {Path(file): rows for file, rows in found}
 
 
-def place_in_file(connection: duckdb.DuckDBPyConnection, table: str, rowid: int) -> tuple[Path, int]:
-    """The file that a row of a raw table is from, and its place among the file's rows, counted from 1."""
+def numbered(table: str) -> str:
+    """SQL of a raw table with the number `__row` of each row, from 0. A column of the user's may be called rowid."""
+    return f"(SELECT row_number() OVER () - 1 AS {ROW}, * FROM {quote(table)})"
+
+
+def place_in_file(connection: duckdb.DuckDBPyConnection, table: str, number: int) -> tuple[Path, int]:
+    """The file that a row of `numbered` is from, and its place among the file's rows, counted from 1."""
     row: Any = connection.execute(
-        f"SELECT {FILE}, {rowid} - (SELECT min(rowid) FROM {quote(table)} t WHERE t.{FILE} = s.{FILE}) + 1 "
-        f"FROM {quote(table)} s WHERE rowid = {rowid}"
+        f"WITH n AS (SELECT {ROW}, {FILE} FROM {numbered(table)}) SELECT {FILE}, {number} - min({ROW}) + 1 FROM n "
+        f"WHERE {FILE} = (SELECT {FILE} FROM n WHERE {ROW} = {number}) GROUP BY 1"
     ).fetchone()
     return Path(row[0]), int(row[1])
 

@@ -60,6 +60,15 @@ class SegdenseColumns:
         self.dtypes = self._dtypes(preprocess.downcast.features if preprocess.downcast else {})
         self.features = tuple(self._to_parse())
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """The elements of each input of a fixed length, by its name in a batch."""
+        widths = dict.fromkeys(self.extracted, 1)
+        for feature in self.inputs:
+            kept = self.slices.get(feature.name, feature.length)
+            widths[self.names.shown(feature)] = kept if isinstance(kept, int) else len(kept)
+        return {name: width for name, width in widths.items() if width != VARIABLE}
+
     def tensors(self, arrays: Arrays, where: Where) -> dict[str, torch.Tensor]:
         """The inputs of a batch by name, (rows, length) each, from its parsed features; `where` names a row.
 

@@ -32,6 +32,7 @@ class _State:
         batches: given so far.
         skipped: all that was passed over; `broken` of it are records that are no tf.Examples.
         negatives_read, negatives_kept: rows without a positive label, where negatives are sampled.
+        counts: there, of each label: positives read, negatives read, positives kept, negatives kept.
     """
 
     position: Position = field(default_factory=Position)
@@ -40,6 +41,7 @@ class _State:
     broken: Skipped = field(default_factory=Skipped)
     negatives_read: int = 0
     negatives_kept: int = 0
+    counts: dict[str, list[int]] = field(default_factory=dict)
 
 
 class SegdenseReader:
@@ -119,6 +121,15 @@ class SegdenseReader:
         """The share of negatives that sampling has kept so far; probabilities are to be corrected for it."""
         return self._state.negatives_kept / self._state.negatives_read if self._state.negatives_read else 1.0
 
+    @property
+    def sampling_counts(self) -> dict[str, tuple[int, int, int, int]]:
+        """Of each label: positives read, negatives read, positives kept, negatives kept; empty without sampling.
+
+        A row without any positive is sampled; a negative of one label may be a positive of another and is then kept.
+        So each label has a rate of its own.
+        """
+        return {label: (a, b, c, d) for label, (a, b, c, d) in self._state.counts.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """The position behind the batch given last, as plain values."""
         return {**asdict(self._state), "of": self._fingerprint()}
@@ -139,6 +150,7 @@ class SegdenseReader:
             Skipped(**state["broken"]),
             state["negatives_read"],
             state["negatives_kept"],
+            state["counts"],
         )
 
     def __iter__(self) -> Iterator[Batch]:
@@ -150,17 +162,20 @@ class SegdenseReader:
         """Every batch behind a state, and the state behind it."""
         cursor = RecordCursor(self.stream, state.position)
         features = {f.name: f for f in (*self.labels.features, *self.columns.features)}
-        parser, chooser = ExampleParser(list(features.values())), ExampleParser(self.choosing.features)
+        to_choose = dict.fromkeys((*self.choosing.features, *self.labels.features))
+        parser, chooser = ExampleParser(list(features.values())), ExampleParser(list(to_choose))
         broken = replace(state.broken)
         tolerated = broken if self.stream.on_error == "skip" else None
         while records := cursor.take(self.rows_to_read):
-            read = kept = 0
+            read, kept, counts = 0, 0, state.counts
             if self.sampling:
                 arrays = chooser.parse([record.data for record in records], _where(records), tolerated)
                 records = [records[row] for row in chooser.rows]
                 is_positive = self.choosing.positive(arrays, _where(records))
                 rows, kept = _choose(is_positive, self.batch_size, np.random.default_rng([self.seed, state.batches]))
                 read = len(records) - int(is_positive.sum())
+                labels = self.labels.tensors(arrays, _where(records))
+                counts = {label: _counted(values.numpy(), rows, counts.get(label)) for label, values in labels.items()}
                 records = [records[row] for row in rows]
             arrays = parser.parse([record.data for record in records], _where(records), tolerated)
             where = _where([records[row] for row in parser.rows])
@@ -172,6 +187,7 @@ class SegdenseReader:
                 replace(broken),
                 state.negatives_read + read,
                 state.negatives_kept + kept,
+                counts,
             )
             if parser.rows:
                 yield batch, state
@@ -195,3 +211,10 @@ def _choose(is_positive: Array, count: int, generator: np.random.Generator) -> t
         positives = generator.choice(positives, count, replace=False)
     sampled = generator.choice(negatives, min(count - len(positives), len(negatives)), replace=False)
     return np.sort(np.concatenate([positives, sampled])), len(sampled)
+
+
+def _counted(label: Array, kept: Array, before: Sequence[int] | None) -> list[int]:
+    """Positives and negatives read, and those of the rows that are kept, on top of what was counted before."""
+    positives, positives_kept = int(label.sum()), int(label[kept].sum())
+    found = [positives, len(label) - positives, positives_kept, len(kept) - positives_kept]
+    return [a + b for a, b in zip(found, before or [0] * 4, strict=True)]

@@ -174,14 +174,14 @@ def load_vectors(path: Path) -> TrainedVectors:
 
 
 def _load(folder: Path) -> TrainedVectors:
-    about = read_json(folder / "relations.json")
     try:
+        about = read_json(folder / "relations.json")
         relations = tuple(Relation(each["name"], each["head"], each["tail"]) for each in about["relations"])
         kinds = [RelationOperator(each["operator"], each["side"]) for each in about["relations"]]
         operators = Operators(kinds, about["dim"], about["reciprocal"]).requires_grad_(False)
         objective = Objective(**about["objective"])
         vectors = TrainedVectors(folder, about["dim"], about["score"], objective, relations, operators)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder / 'relations.json'}: not the relations of trained vectors ({error})") from None
     if (folder / "relations.npy").is_file():
         _fill_from_numpy(operators, folder / "relations.npy")
@@ -201,7 +201,11 @@ def _fill_from_numpy(operators: Operators, path: Path) -> None:
 def _fill_from_parquet(vectors: TrainedVectors, path: Path) -> None:
     if not path.is_file():
         raise DataError(f"{path}: no such file, needed beside relations.json")
-    for row in pq.read_table(path).to_pylist():
+    try:
+        rows = pq.read_table(path, columns=["id", "vector", "end", "found"]).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not the operators of relations ({str(error).splitlines()[0]})") from None
+    for row in rows:
         place = vectors.operators.of(
             vectors.relation(row["id"]), row["end"], "tail" if row["found"] == "any" else row["found"]
         )

@@ -46,7 +46,7 @@ def design_matrix(batch: Mapping[str, Tensor], shapes: InputShapes) -> Tensor:
             value = batch["discrete"][:, column]
             known = torch.where((value >= 0) & (value < size), value, 0)
             parts.append(torch.nn.functional.one_hot(known, size))
-    parts += [batch[name] for name in shapes.embeddings]
+    parts += [batch[name] for name in shapes.embeddings if name not in shapes.trained]
     return torch.cat([part.float() for part in parts], dim=1)
 
 

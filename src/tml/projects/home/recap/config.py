@@ -1,83 +1,116 @@
 """The Heavy Ranker's architecture as a config, in the structure of the published one.
 
-A network, be it the backbone or a task's tower, is exactly one of `mlp_config` and `mask_net_config`. The defaults are
-a model of about a million parameters that two processor cores train on a few hundred thousand examples in a minute;
-the published sizes (48 million) are a matter of other numbers in the same fields.
+The defaults are a model of about a million parameters that two processor cores train on a few hundred thousand
+examples in a minute; the published sizes (48 million) are a matter of other numbers in the same fields. Networks are in
+`network_config`, what becomes of a batch's columns in `input_config`.
 
 What depends on the data and not on the design (how many columns, which tasks) is in `InputShapes`.
 """
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from tml.core.config import BaseConfig, one_of
+from tml.projects.home.recap.input_config import (
+    ClipLog1pAbsConfig,
+    DimensionRuleConfig,
+    DoubleNormLogConfig,
+    FeaturizationConfig,
+    InputBatchNormConfig,
+    LargeEmbeddingsConfig,
+    LargeTableConfig,
+    LayerNormConfig,
+    Log1pAbsConfig,
+    PositionDebiasConfig,
+    SmallEmbeddingsConfig,
+    SmallTableConfig,
+    StratifierConfig,
+    ZScoreLogConfig,
+)
+from tml.projects.home.recap.network_config import (
+    BackboneConfig,
+    BatchNormConfig,
+    DcnConfig,
+    DlrmConfig,
+    DropoutConfig,
+    MaskBlockConfig,
+    MaskNetConfig,
+    MlpConfig,
+    MmoeConfig,
+    NetworkConfig,
+    PleConfig,
+)
+
+__all__ = [
+    "DEFAULT_TASK",
+    "AffineMapConfig",
+    "BackboneConfig",
+    "BatchNormConfig",
+    "ClipLog1pAbsConfig",
+    "DcnConfig",
+    "DimensionRuleConfig",
+    "DlrmConfig",
+    "DoubleNormLogConfig",
+    "DropoutConfig",
+    "FeaturizationConfig",
+    "GradNormConfig",
+    "InputBatchNormConfig",
+    "InputShapes",
+    "LargeEmbeddingsConfig",
+    "LargeTableConfig",
+    "LayerNormConfig",
+    "Log1pAbsConfig",
+    "MaskBlockConfig",
+    "MaskNetConfig",
+    "MlpConfig",
+    "MmoeConfig",
+    "ModelConfig",
+    "NetworkConfig",
+    "PleConfig",
+    "PositionDebiasConfig",
+    "SmallEmbeddingsConfig",
+    "SmallTableConfig",
+    "StratifierConfig",
+    "TaskConfig",
+    "TaskWeightingConfig",
+    "UncertaintyConfig",
+    "ZScoreLogConfig",
+]
 
 
-class BatchNormConfig(BaseConfig):
-    """Batch normalisation between a layer and its activation."""
+class AffineMapConfig(BaseConfig):
+    """logit ↦ scale · logit + bias."""
 
-    affine: bool = False
-    """Whether to learn a scale and a shift per column."""
-    momentum: float = Field(default=0.1, gt=0, lt=1)
-    """The part of the running mean and variance that each batch replaces."""
+    scale: float = 1.0
+    bias: float = 0.0
+    trainable: bool = False
+    """Whether the two are learnt, from these values on."""
 
-
-class DropoutConfig(BaseConfig):
-    """Dropout after every hidden activation."""
-
-    rate: float = Field(default=0.1, ge=0, lt=1)
-    """The part of the units that is set to zero in training."""
-
-
-class MlpConfig(BaseConfig):
-    """Layers of (linear, batch norm, ReLU, dropout); the last is linear alone unless `final_activation` is set."""
-
-    layer_sizes: tuple[PositiveInt, ...] = Field(min_length=1)
-    batch_norm: BatchNormConfig | None = None
-    dropout: DropoutConfig | None = None
-    final_activation: bool = False
-    """Make the last layer like every other."""
-
-
-class MaskBlockConfig(BaseConfig):
-    """One mask block: its output width, and the width between the two layers that make its mask."""
-
-    output_size: PositiveInt
-    aggregation_size: PositiveInt | None = one_of("aggregation")
-    reduction_factor: PositiveFloat | None = one_of("aggregation")
-    """The aggregation's width as a multiple of the width of the network's input."""
-    input_layer_norm: bool = False
-    """Normalise what is masked (not what the mask is made from)."""
-    final_activation: bool = True
-    """The paper's ReLU on the block's output; the published release left it out."""
-
-
-class MaskNetConfig(BaseConfig):
-    """Mask blocks side by side (`use_parallel`) or in a row, then an optional MLP."""
-
-    mask_blocks: tuple[MaskBlockConfig, ...] = Field(
-        default=(MaskBlockConfig(output_size=128, aggregation_size=128),) * 4, min_length=1
-    )
-    mlp: MlpConfig | None = MlpConfig(layer_sizes=(256,), final_activation=True)
-    use_parallel: bool = True
-
-
-class NetworkConfig(BaseConfig):
-    """A network from one vector to another: exactly one architecture."""
-
-    mlp_config: MlpConfig | None = one_of("architecture")
-    mask_net_config: MaskNetConfig | None = one_of("architecture")
+    @model_validator(mode="after")
+    def _keeps_the_logit(self) -> Self:
+        if self.scale == 0:
+            raise ValueError("scale: found 0, allowed is any other number: with 0 the logit is lost")
+        return self
 
 
 class TaskConfig(NetworkConfig):
-    """A task's tower, from the backbone's output to one logit, and the weight of its positives in the loss."""
+    """A task's tower, from what it reads to one logit, and how it counts in the loss."""
 
+    affine_map: AffineMapConfig | None = None
     pos_weight: PositiveFloat = 1.0
+    """Weight of its positives."""
+    weight: NonNegativeFloat = 1.0
+    """Weight of the task among all."""
+    reads: Literal["backbone", "input", "both"] | None = None
+    """What the tower reads, where `multi_task_type` leaves the choice: in `share_partial`; null is `both` there."""
+    applies_if: str | None = None
+    """A binary or discrete feature, by its name or as `binary.3`: where it is 0 the task does not apply, as playback to
+    a post without a video. Such an example does not count for the task, and its probability is 0."""
 
     @model_validator(mode="after")
     def _ends_in_a_logit(self) -> Self:
-        mlp = self.mask_net_config.mlp if self.mask_net_config else self.mlp_config
+        mlp = self.last_mlp
         if mlp is None or mlp.layer_sizes[-1] != 1 or mlp.final_activation:
             found = "no mlp" if mlp is None else f"layer_sizes {list(mlp.layer_sizes)}"
             found += " with final_activation" if mlp and mlp.final_activation else ""
@@ -91,38 +124,22 @@ DEFAULT_TASK = TaskConfig(mlp_config=MlpConfig(layer_sizes=(64, 32, 1), batch_no
 """The tower of every task of the dataset where the config names no tasks."""
 
 
-class InputBatchNormConfig(BatchNormConfig):
-    """Batch normalisation of the continuous features."""
-
-    affine: bool = True
-    momentum: float = Field(default=0.01, gt=0, lt=1)
+class UncertaintyConfig(BaseConfig):
+    """A task's weight is learnt with the model, as the inverse of the variance that its labels have for it."""
 
 
-class LayerNormConfig(BaseConfig):
-    """Layer normalisation, with a learnt scale and shift."""
+class GradNormConfig(BaseConfig):
+    """Tasks' weights are moved so that all tasks' gradients have about the same norm where the tasks part."""
 
-    epsilon: NonNegativeFloat = 0.0
-    """Added to the variance of a row; see `featurize` for what 0 means on a row of equal values."""
-
-
-class DoubleNormLogConfig(BaseConfig):
-    """Signed logarithm, batch norm, clip, then layer norm together with the binary features."""
-
-    batch_norm_config: InputBatchNormConfig = InputBatchNormConfig()
-    clip_magnitude: PositiveFloat = 5.0
-    layer_norm_config: LayerNormConfig = LayerNormConfig()
+    alpha: NonNegativeFloat = 1.5
+    """How much more a task counts that has learnt less than the others; 0 makes all norms alike."""
 
 
-class FeaturizationConfig(BaseConfig):
-    """How continuous and binary features become the network's input: exactly one way."""
+class TaskWeightingConfig(BaseConfig):
+    """How tasks' weights are learnt: exactly one way."""
 
-    double_norm_log_config: DoubleNormLogConfig | None = one_of("featurization")
-
-
-class SmallEmbeddingsConfig(BaseConfig):
-    """A trained vector for each value of each discrete column."""
-
-    embedding_dim: PositiveInt = 8
+    uncertainty: UncertaintyConfig | None = one_of("weighting")
+    grad_norm: GradNormConfig | None = one_of("weighting")
 
 
 class ModelConfig(BaseConfig):
@@ -135,20 +152,67 @@ class ModelConfig(BaseConfig):
 
     tasks: dict[str, TaskConfig] | None = Field(default=None, min_length=1)
     """The tower of each task; null gives every task of the dataset the default tower."""
-    backbone: NetworkConfig | None = NetworkConfig(mask_net_config=MaskNetConfig())
+    backbone: BackboneConfig | None = BackboneConfig(mask_net_config=MaskNetConfig())
     featurization_config: FeaturizationConfig = FeaturizationConfig(double_norm_log_config=DoubleNormLogConfig())
-    multi_task_type: Literal["share_all", "share_none"] = "share_all"
-    """What the towers read: the backbone's output, or the featurized input alone (then `backbone` must be null)."""
+    multi_task_type: Literal["share_all", "share_none", "share_partial"] = "share_all"
+    """What the towers read: the backbone's output, the featurized input alone (then `backbone` must be null), or what
+    each task says in `reads`."""
     small_embeddings: SmallEmbeddingsConfig | None = SmallEmbeddingsConfig()
     """Null leaves the discrete columns out of the model."""
+    large_embeddings: LargeEmbeddingsConfig | None = None
+    position_debias_config: PositionDebiasConfig | None = None
+    stratifiers: tuple[StratifierConfig, ...] | None = None
+    task_weighting: TaskWeightingConfig | None = None
+    """Null leaves the tasks' weights as they are given."""
+
+    @field_validator("backbone", mode="before")
+    @classmethod
+    def _any_network_is_a_backbone(cls, value: Any) -> Any:
+        plain = isinstance(value, NetworkConfig) and not isinstance(value, BackboneConfig)
+        return dict(value) if plain else value
 
     @model_validator(mode="after")
     def _backbone_is_there_if_shared(self) -> Self:
         if (self.backbone is None) != (self.multi_task_type == "share_none"):
             found = "null" if self.backbone is None else "a network"
-            rule = "share_all needs a backbone, share_none allows only null"
+            rule = (
+                f"{self.multi_task_type} needs a backbone" if self.backbone is None else "share_none allows only null"
+            )
             raise ValueError(f"backbone: found {found} with multi_task_type {self.multi_task_type}, but {rule}")
         return self
+
+    @model_validator(mode="after")
+    def _towers_read_what_is_there(self) -> Self:
+        only = {"share_all": "backbone", "share_none": "input"}.get(self.multi_task_type)
+        for name, task in (self.tasks or {}).items():
+            if only and task.reads not in (None, only):
+                raise ValueError(
+                    f"tasks.{name}.reads: found {task.reads} with multi_task_type {self.multi_task_type}, allowed is "
+                    f"{only}; share_partial allows others"
+                )
+        reads = {task.reads for task in (self.tasks or {}).values()}
+        if self.multi_task_type == "share_partial" and reads == {"input"}:
+            raise ValueError("tasks: found reads: input for every one in share_partial, that is share_none")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_are_given_or_learnt(self) -> Self:
+        weights = [task.weight for task in (self.tasks or {}).values()]
+        if self.tasks and not any(weights):
+            raise ValueError("tasks: found a weight of 0 for every task, allowed is at least one above it")
+        if self.task_weighting is None:
+            return self
+        if any(weight != 1 for weight in weights):
+            raise ValueError("task_weighting: found weights of tasks beside it, allowed are given or learnt weights")
+        if self.task_weighting.grad_norm and (self.backbone is None or self.backbone.has_experts):
+            raise ValueError(
+                "task_weighting.grad_norm: needs a backbone that is one network, whose end all tasks share"
+            )
+        return self
+
+    def reads(self, task: TaskConfig) -> str:
+        """What a task's tower reads: `backbone`, `input` or `both`."""
+        return {"share_all": "backbone", "share_none": "input"}.get(self.multi_task_type) or task.reads or "both"
 
 
 class InputShapes(BaseConfig):
@@ -167,8 +231,17 @@ class InputShapes(BaseConfig):
     """For each column of `discrete` the number of its values, of which 0 means unknown."""
     embeddings: dict[str, PositiveInt] = Field(default_factory=dict)
     """The width of each embedding by its name in the batch."""
+    trained: dict[str, PositiveInt] = Field(default_factory=dict)
+    """For each embedding that the model trains the number of its rows, of which 0 is the unknown id's: the batch has
+    row numbers for it."""
     tasks: tuple[str, ...] = Field(min_length=1)
     """The labels' names."""
+    names: dict[Literal["continuous", "binary", "discrete"], tuple[str, ...]] = Field(default_factory=dict)
+    """The vectors' elements by name, where they have names."""
+    log_mean: tuple[float, ...] = ()
+    """The mean of each continuous column's signed logarithm in training, for the z-score."""
+    log_deviation: tuple[NonNegativeFloat, ...] = ()
+    """Its standard deviation."""
 
     @model_validator(mode="after")
     def _tasks_are_distinct(self) -> Self:
@@ -176,3 +249,36 @@ class InputShapes(BaseConfig):
         if len(keys) < len(self.tasks):
             raise ValueError(f"tasks: found {list(self.tasks)}, allowed are names that differ in more than '.' and '/'")
         return self
+
+    @model_validator(mode="after")
+    def _widths_agree(self) -> Self:
+        widths = self._widths()
+        for vector, names in self.names.items():
+            if len(names) != widths[vector]:
+                raise ValueError(f"names: found {len(names)} for {vector}, allowed are {widths[vector]}")
+        for name, values in (("log_mean", self.log_mean), ("log_deviation", self.log_deviation)):
+            if values and len(values) != self.continuous:
+                raise ValueError(f"{name}: found {len(values)} values, allowed are {self.continuous}")
+        unknown = self.trained.keys() - self.embeddings.keys()
+        if unknown:
+            raise ValueError(f"trained: found {', '.join(sorted(unknown))}, allowed are names of embeddings")
+        return self
+
+    def _widths(self) -> dict[str, int]:
+        return {"continuous": self.continuous, "binary": self.binary, "discrete": len(self.discrete)}
+
+    def find(self, feature: str) -> tuple[str, int] | None:
+        """The vector (`binary`, …) that has a feature, and which element it is; None where there is none.
+
+        Example:
+            >>> shapes = InputShapes(continuous=1, binary=2, names={"binary": ("a", "has_video")}, tasks=("t",))
+            >>> shapes.find("has_video"), shapes.find("binary.0"), shapes.find("binary.2")
+            (('binary', 1), ('binary', 0), None)
+        """
+        for vector, names in self.names.items():
+            if feature in names:
+                return vector, names.index(feature)
+        prefix, _, index = feature.rpartition(".")
+        if prefix in self._widths() and index.isdecimal() and int(index) < self._widths()[prefix]:
+            return prefix, int(index)
+        return None

@@ -2,22 +2,28 @@
 
 A batch has the vectors of the dataset, each label under its task's name, and one matrix for every embedding input: what
 the dataset itself has of them, and the vectors of the viewers, of the authors, of the posts, found by id. An id without
-a vector gets zeros.
+a vector gets zeros. Where the model goes on training such vectors, the batch has their rows in the model's table
+instead, 0 for an id without one. For the model's tables of hashed ids it has the ids, and the position if the model
+takes that apart.
 """
 
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
 from tml.core.config import BaseConfig
-from tml.core.errors import MissingStage
-from tml.data.examples import Schema, to_tensors
+from tml.core.errors import ConfigError, DataError, MissingStage
+from tml.data.examples import KEYS, Schema, to_tensors
 from tml.embeddings.files import Embeddings, read_embeddings
-from tml.projects.home.recap.config import InputShapes
+from tml.projects.home.recap.config import InputShapes, ModelConfig
+from tml.projects.home.recap.featurize import Featurization
+from tml.projects.home.recap.large_embeddings import id_tensor
+from tml.projects.home.recap.position import UNKNOWN
 
 
 class EmbeddingInput(BaseConfig):
@@ -26,10 +32,12 @@ class EmbeddingInput(BaseConfig):
     Attributes:
         nodes: the name of the file: the node type, as `user`.
         key: the column of the examples whose ids are looked up, as `user_id`.
+        trained: whether the model goes on training the vectors, from the file's on.
     """
 
     nodes: str
     key: str
+    trained: bool = False
 
 
 DEFAULT_EMBEDDINGS = {
@@ -45,13 +53,28 @@ class RankerInputs:
         schema: of the dataset.
         embeddings: name of the input → where its vectors are.
         folder: the folder of the embeddings files; None leaves all of them out.
+        model: which columns of ids it reads, and whether the position; None reads neither.
 
     Raises:
         MissingStage: an embeddings file that is not there.
     """
 
-    def __init__(self, schema: Schema, embeddings: Mapping[str, EmbeddingInput], folder: Path | None) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        embeddings: Mapping[str, EmbeddingInput],
+        folder: Path | None,
+        model: ModelConfig | None = None,
+    ) -> None:
         self.schema = schema
+        self.model = model or ModelConfig()
+        large, debias = self.model.large_embeddings, self.model.position_debias_config
+        self.id_columns = list(dict.fromkeys(table.column for table in large.tables)) if large else []
+        unknown = [column for column in self.id_columns if column not in KEYS]
+        if unknown:
+            raise ConfigError(f"large_embeddings: found the column {unknown[0]}, allowed are {', '.join(KEYS)}")
+        self.reads_position = debias is not None and debias.position_feature_index is None
+        self.trained = {name for name, source in embeddings.items() if source.trained}
         self.tables: dict[str, tuple[str, Embeddings]] = {}
         for name, source in embeddings.items() if folder else ():
             path = folder / f"{source.nodes}.parquet"  # type: ignore[operator]
@@ -61,28 +84,77 @@ class RankerInputs:
 
     def shapes(self) -> InputShapes:
         """Columns, vocabularies (one more than the words: 0 is unknown), widths and tasks."""
+        z_score = self.model.featurization_config.z_score_log_config is not None
+        statistics = self.schema.statistics if z_score else {}
         return InputShapes(
             continuous=len(self.schema.continuous),
             binary=len(self.schema.binary),
             discrete=tuple(len(column.vocabulary) + 1 for column in self.schema.discrete),
             embeddings={**self.schema.embeddings, **{name: table.width for name, (_, table) in self.tables.items()}},
+            trained={name: len(table) + 1 for name, (_, table) in self.tables.items() if name in self.trained},
             tasks=tuple(self.schema.tasks),
+            names={
+                "continuous": tuple(self.schema.continuous),
+                "binary": tuple(self.schema.binary),
+                "discrete": tuple(column.name for column in self.schema.discrete),
+            },
+            log_mean=tuple(statistics.get("log_mean", ())),
+            log_deviation=tuple(statistics.get("log_deviation", ())),
         )
 
     def columns(self) -> list[str]:
         """The columns of the examples that a batch is made of."""
-        keys = dict.fromkeys(key for key, _ in self.tables.values())
+        position = ["position"] if self.reads_position else []
+        keys = dict.fromkeys([*(key for key, _ in self.tables.values()), *self.id_columns, *position])
         return [*keys, *self.schema.widths(), *self.schema.tasks]
 
     def batch(self, table: pa.Table) -> dict[str, Tensor]:
         """The batch of a table of examples, on the CPU."""
         batch = to_tensors(table, self.schema)
         for name, (key, vectors) in self.tables.items():
-            batch[name] = torch.from_numpy(vectors.lookup(table[key].combine_chunks()))
+            ids = table[key].combine_chunks()
+            found = vectors.rows(ids) + 1 if name in self.trained else vectors.lookup(ids)
+            batch[name] = torch.from_numpy(found)
+        batch |= self.ids(table)
+        if self.reads_position:
+            positions = table["position"].combine_chunks().fill_null(UNKNOWN)
+            batch["position"] = torch.from_numpy(positions.to_numpy().astype(np.int64))
         return batch
 
+    def ids(self, table: pa.Table) -> dict[str, Tensor]:
+        """The columns of ids that the model reads of a table of examples."""
+        return {column: id_tensor(table[column], column) for column in self.id_columns}
+
+    def initialise(self, featurization: Featurization) -> None:
+        """Start the embeddings that are trained at the vectors of their files; an unknown id's at zeros."""
+        for name, (_, vectors) in self.tables.items():
+            if name in self.trained:
+                rows = torch.from_numpy(np.pad(vectors.vectors, ((1, 0), (0, 0))))
+                featurization.initialise(name, rows)
+
+    def require_rows_of(self, featurization: Featurization) -> None:
+        """Refuse files of embeddings that have other ids than those which the model's tables were made for.
+
+        Raises:
+            DataError: with both numbers.
+        """
+        for name, (_, vectors) in self.tables.items():
+            rows = featurization.rows_of(name) if name in self.trained else None
+            if rows is not None and rows != len(vectors) + 1:
+                raise DataError(f"{name}: found {len(vectors)} ids, but the model was trained with {rows - 1}")
+
     def as_if_first(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The batch as if every post stood at position 0: a ranking must not lean on where a post was served."""
+        """The batch as if every post stood at position 0: a ranking must not lean on where a post was served.
+
+        A model with position debias knows what to say without any position, and gets none.
+        """
+        debias = self.model.position_debias_config
+        if debias is not None and debias.position_feature_index is not None:
+            discrete = batch["discrete"].clone()
+            discrete[:, debias.position_feature_index] = 0
+            return {**batch, "discrete": discrete}
+        if debias is not None:
+            return {**batch, "position": torch.full_like(batch["position"], UNKNOWN)}
         continuous = batch["continuous"].clone()
         continuous[:, self.schema.continuous.index("position")] = 0
         return {**batch, "continuous": continuous}

@@ -18,21 +18,24 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
 from tml.core.errors import DataError
 from tml.core.files import write_json
 from tml.metrics.binary import binary_result, examples_that_count
-from tml.metrics.ranking import mean_at_top, ndcg
+from tml.metrics.ranking import grouped_auc, mean_at_top, ndcg
 from tml.projects.home.recap.combine import columns_of, ranking_columns, score, weighted_engagement
 from tml.projects.home.recap.names import UNDEFINED, age, percent, plain_name, short_name
+from tml.projects.home.recap.tables import plain_table
 
-MODELS = ("ranker", "logistic_regression", "base_rate", "oracle")
+MODELS = ("ranker", "lightgbm", "logistic_regression", "popularity", "base_rate", "oracle")
 """What may have predicted, in the order of tables; only the ranker must be there."""
 
-METRICS = ("auc", "pr_auc", "rce", "calibration")
+COMPARED = (("lightgbm", "trees"), ("logistic_regression", "LR"), ("oracle", "oracle"))
+"""Whose figures stand beside the ranker's, and what they are called there."""
+
+METRICS = ("auc", "pr_auc", "rce", "calibration", "grouped_auc", "log_loss", "ne", "ece")
 
 Floats = npt.NDArray[np.float64]
 
@@ -73,16 +76,18 @@ def write_evaluation(evaluation: dict[str, Any], path: Path) -> None:
 def _evaluate_task(predictions: pa.Table, task: str) -> dict[str, Any]:
     labels = columns_of(predictions, "label", [task])[task]
     present = [m for m in MODELS if m == "ranker" or f"{m}/{task}" in predictions.column_names]
-    results = {
-        model: asdict(binary_result(examples_that_count(labels, columns_of(predictions, model, [task])[task])))
-        for model in present
-    }
+    viewers = _numbers(predictions["user_id"])
+    results = {}
+    for model in present:
+        said = columns_of(predictions, model, [task])[task]
+        results[model] = asdict(binary_result(examples_that_count(labels, said)))
+        results[model]["grouped_auc"] = grouped_auc(viewers, said, labels)
     counts = {name: results["ranker"][name] for name in ("positives", "examples")}
     return {**counts, "models": {m: {name: result[name] for name in METRICS} for m, result in results.items()}}
 
 
 def _evaluate_ranking(predictions: pa.Table, weights: Mapping[str, float], k: int) -> dict[str, Any]:
-    sessions = _session_numbers(predictions)
+    sessions = _numbers(predictions["session_id"])
     worth = weighted_engagement(columns_of(predictions, "label", weights), weights)
     scores = {
         "ranker": score(ranking_columns(predictions, list(weights)), weights),
@@ -95,6 +100,7 @@ def _evaluate_ranking(predictions: pa.Table, weights: Mapping[str, float], k: in
     orders = {
         name: {
             "ndcg": ndcg(sessions, values, worth),
+            f"ndcg_at_{k}": ndcg(sessions, values, worth, k),
             f"weighted_engagement_at_{k}": mean_at_top(sessions, values, worth, k),
         }
         for name, values in scores.items()
@@ -102,9 +108,9 @@ def _evaluate_ranking(predictions: pa.Table, weights: Mapping[str, float], k: in
     return {"sessions": int(sessions.max()) + 1, "k": k, "orders": orders}
 
 
-def _session_numbers(table: pa.Table) -> npt.NDArray[np.int64]:
-    """Number the sessions from 0, in order of appearance; ids may be integers or strings."""
-    indices = table["session_id"].combine_chunks().dictionary_encode().indices
+def _numbers(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """Number ids from 0, in order of appearance; they may be integers or strings."""
+    indices = column.combine_chunks().dictionary_encode().indices
     numbers: npt.NDArray[np.int64] = indices.to_numpy(zero_copy_only=False).astype(np.int64)
     return numbers
 
@@ -113,34 +119,21 @@ def _number(value: float | None, digits: int) -> str:
     return UNDEFINED if value is None else f"{value:,.{digits}f}"
 
 
-def _table(title: str, caption: str | None = None, space: int = 1) -> Table:
-    """A table without side lines; `space` between columns comes on top of one character."""
-    return Table(
-        title=title,
-        caption=caption,
-        title_justify="left",
-        caption_justify="left",
-        box=SIMPLE_HEAD,
-        padding=(0, space, 0, 0),
-        pad_edge=False,
-    )
-
-
 def evaluation_table(evaluation: Mapping[str, Any]) -> Table:
     """A table of the tasks: what the ranker reaches, beside the logistic regression and, if there, the oracle."""
     present = {model for task in evaluation["tasks"].values() for model in task["models"]}
     # Ten columns of figures leave little of a terminal of 80 characters to the names.
-    table = _table(f"Held-out examples: {evaluation['examples']:,}", space=0)
+    table = plain_table(f"Held-out examples: {evaluation['examples']:,}", space=0)
     table.add_column("task", overflow="fold")
     for name in ("positives", "AUC", "PR\nAUC", "RCE", "cali-\nbration"):
         table.add_column(name, justify="right")
-    compared = [(m, label) for m, label in (("logistic_regression", "LR"), ("oracle", "oracle")) if m in present]
+    compared = [(m, label) for m, label in COMPARED if m in present]
     for _, label in compared:
         table.add_column(f"{label}\nAUC", justify="right", style="dim")
         table.add_column(f"{label}\nRCE", justify="right", style="dim")
     for task, values in evaluation["tasks"].items():
         ranker = values["models"]["ranker"]
-        cells = [_number(ranker[metric], digits) for metric, digits in zip(METRICS, (3, 3, 1, 2), strict=True)]
+        cells = [_number(ranker[metric], digits) for metric, digits in zip(METRICS, (3, 3, 1, 2), strict=False)]
         for model, _ in compared:
             other = values["models"].get(model, {})
             cells += [_number(other.get("auc"), 3), _number(other.get("rce"), 1)]
@@ -152,7 +145,7 @@ def ranking_table(evaluation: Mapping[str, Any]) -> Table:
     """A table of the orders: NDCG and the weighted engagement among the first k posts."""
     ranking = evaluation["ranking"]
     at_k = f"weighted_engagement_at_{ranking['k']}"
-    table = _table(f"Order of {ranking['sessions']:,} held-out sessions")
+    table = plain_table(f"Order of {ranking['sessions']:,} held-out sessions")
     table.add_column("order")
     table.add_column("NDCG", justify="right")
     table.add_column(f"weighted engagement in the top {ranking['k']}", justify="right")
@@ -171,7 +164,7 @@ def interesting_session(timelines: pa.Table, tasks: Iterable[str], limit: int = 
     """
     if not len(timelines):
         raise DataError("timelines: found no sessions, needed is at least one")
-    session = _session_numbers(timelines)
+    session = _numbers(timelines["session_id"])
     engaged = np.stack([labels > 0 for labels in columns_of(timelines, "label", tasks).values()])
     posts = np.bincount(session)
     kinds = np.stack([np.bincount(session, row) > 0 for row in engaged]).sum(axis=0)
@@ -215,7 +208,7 @@ def timeline_table(timelines: pa.Table, session_id: Any, tasks: Sequence[str], l
     chosen = interesting_session(timelines, tasks, limit) if session_id is None else session_id
     rows = session_rows(timelines, chosen, limit)
     title = escape(f"Timeline of user {rows[0]['user_id']}, session {chosen}")
-    table = _table(title, caption="✓ the viewer did")
+    table = plain_table(title, caption="✓ the viewer did")
     for name in ("rank", "score", "author", "age"):
         table.add_column(name, justify="right")
     table.add_column("likeliest engagements")

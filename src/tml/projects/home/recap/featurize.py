@@ -1,14 +1,17 @@
 """From a batch's columns to one vector an example.
 
-**Double norm log** tames counts and rates that span many orders of magnitude:
+Counts and rates span many orders of magnitude; every way to read them begins with their signed logarithm. It may be all
+(**log1p**), be clipped (**clipped log1p**), or be taken less its mean in training and by its deviation (**z-score
+log**), with the statistics of the dataset's `schema.json`. **Double norm log**, as published, is
 
     x ↦ 0 where x is not finite
       ↦ sign(x)·log(1 + |x|)
       ↦ batch norm, clipped to ±5
       ↦ layer norm over the row, together with the binary features
 
-Each pre-trained embedding gets a layer norm of its own; each discrete column a small table of trained vectors, whose
-row 0 stands for an unknown value and for every index outside the table. All of it is concatenated.
+Each pre-trained embedding gets a layer norm of its own, be it looked up on the way or a table that is trained on; each
+discrete column a small table of trained vectors, whose row 0 stands for an unknown value and for every index outside
+the table; ids get vectors of large tables. All of it is concatenated.
 
 The published layer norm adds an epsilon of 0 to the variance: a row of equal values gives 0/0. An epsilon below
 `EPSILON_FLOOR` is raised to it. That is under float32's resolution for a row with a variance near one, as rows have
@@ -22,13 +25,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tml.core.errors import DataError
+from tml.core.errors import ConfigError, DataError
+from tml.embeddings.local import LocalTables
 from tml.projects.home.recap.config import (
     BatchNormConfig,
     DoubleNormLogConfig,
+    FeaturizationConfig,
     InputShapes,
     ModelConfig,
+    PositionDebiasConfig,
+    ZScoreLogConfig,
 )
+from tml.projects.home.recap.discrete import build_small_embeddings
+from tml.projects.home.recap.large_embeddings import LargeEmbeddings, read_rows
+from tml.projects.home.recap.position import PositionDebias
 
 EPSILON_FLOOR = 1e-8
 
@@ -66,6 +76,12 @@ class UnbiasedBatchNorm(nn.BatchNorm1d):
         return F.batch_norm(inputs, mean, variance, self.weight, self.bias, training=False, eps=self.eps)
 
 
+def signed_log(continuous: Tensor) -> Tensor:
+    """sign(x)·log(1 + |x|); NaN and infinities count as 0."""
+    finite = torch.nan_to_num(continuous, nan=0.0, posinf=0.0, neginf=0.0)
+    return torch.copysign(torch.log1p(finite.abs()), finite)
+
+
 class DoubleNormLog(nn.Module):
     """Continuous (batch, C) and binary (batch, B) features to (batch, C + B)."""
 
@@ -73,79 +89,187 @@ class DoubleNormLog(nn.Module):
         super().__init__()
         self.clip = config.clip_magnitude
         self.batch_norm = UnbiasedBatchNorm(continuous, config.batch_norm_config)
-        self.layer_norm = nn.LayerNorm(continuous + binary, eps=max(config.layer_norm_config.epsilon, EPSILON_FLOOR))
+        norm = config.layer_norm_config
+        self.layer_norm = nn.LayerNorm(
+            continuous + binary, eps=max(norm.epsilon, EPSILON_FLOOR), elementwise_affine=norm.scale, bias=norm.center
+        )
 
     def forward(self, continuous: Tensor, binary: Tensor) -> Tensor:
         """Continuous may hold NaN and infinities, which count as 0."""
-        finite = torch.nan_to_num(continuous, nan=0.0, posinf=0.0, neginf=0.0)
-        logs = torch.copysign(torch.log1p(finite.abs()), finite)
-        clipped = self.batch_norm(logs).clamp(-self.clip, self.clip)
+        clipped = self.batch_norm(signed_log(continuous)).clamp(-self.clip, self.clip)
         outputs: Tensor = self.layer_norm(torch.cat([clipped, binary], dim=1))
         return outputs
 
 
-class SmallEmbeddings(nn.Module):
-    """Discrete columns (batch, D) of int64 to (batch, D * width): one table with the columns' values one after another.
+class SignedLog(nn.Module):
+    """Continuous (batch, C) and binary (batch, B) features to (batch, C + B), the logarithm clipped or not."""
 
-    Args:
-        sizes: the number of values of each column; 0 is the unknown value.
-        width: the width of each vector.
-        generator: draws the initial vectors, from a narrow normal distribution: a value seen rarely stays near zero.
-    """
-
-    offsets: Tensor
-    sizes: Tensor
-
-    def __init__(self, sizes: tuple[int, ...], width: int, generator: torch.Generator | None = None) -> None:
+    def __init__(self, clip_magnitude: float | None = None) -> None:
         super().__init__()
-        self.table = nn.Embedding(sum(sizes), width)
-        nn.init.normal_(self.table.weight, std=0.05, generator=generator)
-        ends = torch.tensor(sizes).cumsum(0)
-        self.register_buffer("sizes", torch.tensor(sizes), persistent=False)
-        self.register_buffer("offsets", ends - self.sizes, persistent=False)
+        self.clip = clip_magnitude
 
-    def forward(self, discrete: Tensor) -> Tensor:
-        """An index below 0 or beyond its column's size is read as 0."""
-        known = torch.where((discrete >= 0) & (discrete < self.sizes), discrete, 0)
-        vectors: Tensor = self.table(known + self.offsets)
-        return vectors.flatten(start_dim=1)
+    def forward(self, continuous: Tensor, binary: Tensor) -> Tensor:
+        """Continuous may hold NaN and infinities, which count as 0."""
+        logs = signed_log(continuous)
+        if self.clip is not None:
+            logs = logs.clamp(-self.clip, self.clip)
+        return torch.cat([logs, binary], dim=1)
+
+
+class ZScoreLog(nn.Module):
+    """Continuous (batch, C) and binary (batch, B) features to (batch, C + B), by the training examples' statistics."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, config: ZScoreLogConfig, shapes: InputShapes) -> None:
+        super().__init__()
+        if not shapes.log_mean or not shapes.log_deviation:
+            raise ConfigError(
+                "z_score_log_config: needs the mean and deviation of the continuous features, which this dataset lacks"
+            )
+        self.clip = config.clip_magnitude
+        deviation = torch.tensor(shapes.log_deviation).clamp(min=config.smallest_deviation)
+        self.register_buffer("mean", torch.tensor(shapes.log_mean), persistent=False)
+        self.register_buffer("scale", 1 / deviation, persistent=False)
+
+    def forward(self, continuous: Tensor, binary: Tensor) -> Tensor:
+        """Continuous may hold NaN and infinities, which count as 0."""
+        scores = (signed_log(continuous) - self.mean) * self.scale
+        return torch.cat([scores.clamp(-self.clip, self.clip), binary], dim=1)
+
+
+def build_dense(config: FeaturizationConfig, shapes: InputShapes) -> nn.Module:
+    """The module for the continuous and the binary features.
+
+    Raises:
+        ConfigError: a z-score without statistics.
+    """
+    binary = shapes.binary if config.feature_names_to_concat else 0
+    if config.double_norm_log_config is not None:
+        return DoubleNormLog(config.double_norm_log_config, shapes.continuous, binary)
+    if config.z_score_log_config is not None:
+        return ZScoreLog(config.z_score_log_config, shapes)
+    return SignedLog(config.clip_log1p_abs_config.clip_magnitude if config.clip_log1p_abs_config else None)
 
 
 class Featurization(nn.Module):
-    """A batch to (batch, `out_width`): double norm log, then the embeddings in order of `shapes`, then the discrete.
+    """A batch to (batch, `out_width`): what is dense, then the embeddings.
+
+    Those are, in order, the embeddings of `shapes`, small ones of the discrete columns, large ones of ids, and the
+    position's.
+
+    Attributes:
+        out_width: of the whole.
+        fields: the widths of the embeddings: the last parts of the output.
 
     Raises:
+        ConfigError: the config does not fit the dataset.
         DataError: when a batch lacks an input or has it in another width.
     """
 
+    kept: Tensor | None
+
     def __init__(self, config: ModelConfig, shapes: InputShapes, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        double_norm_log = config.featurization_config.double_norm_log_config
-        assert double_norm_log is not None
-        self.dense = DoubleNormLog(double_norm_log, shapes.continuous, shapes.binary)
+        self.dense = build_dense(config.featurization_config, shapes)
+        self.reads_binary = bool(config.featurization_config.feature_names_to_concat)
         self.embedding_norms = nn.ModuleDict({name: nn.LayerNorm(width) for name, width in shapes.embeddings.items()})
-        self.widths = {"continuous": shapes.continuous, "binary": shapes.binary, **shapes.embeddings}
-        self.out_width = sum(self.widths.values())
-        self.discrete: SmallEmbeddings | None = None
+        self.trained = nn.ModuleDict(
+            {
+                name: LocalTables({name: rows}, shapes.embeddings[name], generator or torch.default_generator)
+                for name, rows in shapes.trained.items()
+            }
+        )
+        widths = {name: width for name, width in shapes.embeddings.items() if name not in self.trained}
+        self.widths = {"continuous": shapes.continuous, "binary": shapes.binary, **widths}
+        self.columns = [*shapes.trained]
+        self.fields = tuple(shapes.embeddings.values())
+        self.discrete: nn.Module | None = None
         if config.small_embeddings and shapes.discrete:
-            width = config.small_embeddings.embedding_dim
-            self.discrete = SmallEmbeddings(shapes.discrete, width, generator)
+            debias = config.position_debias_config
+            without = debias.position_feature_index if debias else None
+            small, fields = build_small_embeddings(config.small_embeddings, shapes.discrete, generator, without)
+            self.discrete = small
             self.widths["discrete"] = len(shapes.discrete)
-            self.out_width += len(shapes.discrete) * width
+            self.fields += fields
+        self.large: LargeEmbeddings | None = None
+        if config.large_embeddings:
+            self.large = LargeEmbeddings(config.large_embeddings, generator)
+            self.columns += self.large.columns
+            self.fields += self.large.fields
+        self.position: PositionDebias | None = None
+        self.register_buffer("kept", None, persistent=False)
+        if config.position_debias_config:
+            self._add_position(config.position_debias_config, shapes, generator)
+        self.out_width = shapes.continuous + (shapes.binary if self.reads_binary else 0) + sum(self.fields)
+
+    def _add_position(
+        self, config: PositionDebiasConfig, shapes: InputShapes, generator: torch.Generator | None
+    ) -> None:
+        self.position = PositionDebias(config, generator)
+        self.fields += (self.position.out_width,)
+        index = config.position_feature_index
+        if index is not None:
+            if index >= len(shapes.discrete):
+                raise ConfigError(
+                    f"position_feature_index: found {index}, allowed is less than the {len(shapes.discrete)} "
+                    "discrete columns"
+                )
+            self.widths["discrete"] = len(shapes.discrete)
+        found = shapes.find("position")
+        if found is not None and found[0] == "continuous":
+            # The position is not to come in by another way.
+            kept = torch.ones(shapes.continuous)
+            kept[found[1]] = 0
+            self.kept = kept
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The batch's inputs as one tensor (batch, out_width)."""
         self._check(batch)
-        parts = [self.dense(batch["continuous"], batch["binary"])]
-        parts += [norm(batch[name]) for name, norm in self.embedding_norms.items()]
+        continuous, binary = batch["continuous"], batch["binary"]
+        if self.kept is not None:
+            continuous = continuous * self.kept
+        parts = [self.dense(continuous, binary if self.reads_binary else binary[:, :0])]
+        for name, norm in self.embedding_norms.items():
+            parts.append(norm(self._vectors(name, batch[name])))
         if self.discrete is not None:
             parts.append(self.discrete(batch["discrete"]))
+        if self.large is not None:
+            parts.append(self.large(batch))
+        if self.position is not None:
+            parts.append(self.position(batch))
         return torch.cat(parts, dim=1)
 
+    def _vectors(self, name: str, given: Tensor) -> Tensor:
+        """The vectors of an embedding: those in the batch, or the rows that it gives of a table that is trained."""
+        if name not in self.trained:
+            return given
+        found: Tensor = read_rows(self.trained[name], name, given)
+        return found
+
+    @torch.no_grad()
+    def initialise(self, name: str, vectors: Tensor) -> None:
+        """Start a trained embedding at vectors of (rows, width), of which row 0 is the unknown id's."""
+        table = self.trained[name].tables[name].weight  # type: ignore[index,union-attr]
+        if vectors.shape != table.shape:
+            raise DataError(f"{name}: found vectors of {tuple(vectors.shape)}, the model needs {tuple(table.shape)}")
+        table.copy_(vectors)
+
+    def rows_of(self, name: str) -> int | None:
+        """How many rows a trained embedding has; None where it is not trained."""
+        return len(self.trained[name].vectors(name)) if name in self.trained else None  # type: ignore[operator]
+
     def _check(self, batch: Mapping[str, Tensor]) -> None:
-        for name, width in self.widths.items():
+        for name in (*self.widths, *self.columns):
             if name not in batch:
-                raise DataError(f"batch: found no {name!r}, the model needs {', '.join(self.widths)}")
-            if batch[name].shape[1:] != (width,):
+                needed = ", ".join((*self.widths, *self.columns))
+                raise DataError(f"batch: found no {name!r}, the model needs {needed}")
+            shape = (self.widths[name],) if name in self.widths else ()
+            if batch[name].shape[1:] != shape:
                 found = tuple(batch[name].shape)
-                raise DataError(f"batch: {name}: found the shape {found}, the model needs (batch, {width})")
+                raise DataError(f"batch: {name}: found the shape {found}, the model needs {_shape(shape)}")
+
+
+def _shape(rest: tuple[int, ...]) -> str:
+    return f"(batch, {rest[0]})" if rest else "(batch,)"

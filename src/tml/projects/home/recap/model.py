@@ -5,8 +5,11 @@
                                         └─► …
 
 The logistic function of a logit is the probability that the viewer engages in that way. `RankerLoss` wraps the model
-for the training loop: per task a binary cross-entropy, and their mean. Labels are found by their name in the batch,
-never by position: a task trains on its own label whatever the order of columns.
+for the training loop: per task a binary cross-entropy, and their weighted mean. Labels are found by their name in the
+batch, never by position: a task trains on its own label whatever the order of columns.
+
+A tower reads the backbone's output (`share_all`), the featurized input (`share_none`), or either or both, as its task
+says (`share_partial`). A backbone of experts has an output for each task.
 """
 
 import math
@@ -18,12 +21,22 @@ from torch import Tensor, nn
 from tml.core.errors import ConfigError, DataError
 from tml.core.losses import binary_cross_entropy_with_logits
 from tml.projects.home.recap.calibration import calibrated_probabilities
-from tml.projects.home.recap.config import DEFAULT_TASK, InputShapes, ModelConfig, NetworkConfig, TaskConfig
+from tml.projects.home.recap.config import (
+    DEFAULT_TASK,
+    AffineMapConfig,
+    BackboneConfig,
+    InputShapes,
+    ModelConfig,
+    TaskConfig,
+)
+from tml.projects.home.recap.experts import PLE, MMoE
 from tml.projects.home.recap.featurize import Featurization
-from tml.projects.home.recap.mask_net import MaskNet
-from tml.projects.home.recap.mlp import MLP
+from tml.projects.home.recap.networks import Network, build_network, last_linear
+from tml.projects.home.recap.task_weights import GradNorm, UncertaintyWeights
 
 LOWEST_BASE_RATE = 1e-6
+NEVER = -30.0
+"""The logit of a task that does not apply: a probability of 1e-13."""
 
 
 def tower_key(task: str) -> str:
@@ -45,7 +58,7 @@ class HeavyRanker(nn.Module):
         generator: draws the initial weights; None draws them from torch's default generator.
 
     Raises:
-        ConfigError: when the config's tasks and the dataset's are not the same.
+        ConfigError: when the config's tasks and the dataset's are not the same, or a part does not fit the dataset.
 
     Example:
         >>> shapes = InputShapes(continuous=3, tasks=("is_click", "is_like"))
@@ -59,18 +72,43 @@ class HeavyRanker(nn.Module):
         tasks = _task_configs(config, shapes)
         self.tasks = tuple(tasks)
         self.pos_weights = tuple(task.pos_weight for task in tasks.values())
+        self.weights = tuple(task.weight for task in tasks.values())
+        self.weighting = config.task_weighting
+        self.reads = tuple(config.reads(task) for task in tasks.values())
+        self.conditions = tuple(_condition(name, task, shapes) for name, task in tasks.items())
         self.featurization = Featurization(config, shapes, generator)
-        width = self.featurization.out_width
+        width, fields = self.featurization.out_width, self.featurization.fields
         self.backbone: nn.Module = nn.Identity()
+        widths = {"input": width}
         if config.backbone is not None:
-            self.backbone = backbone = _network(config.backbone, width, generator)
-            width = backbone.out_width
-        self.towers = nn.ModuleDict({tower_key(name): _network(task, width, generator) for name, task in tasks.items()})
+            self.backbone = backbone = _backbone(config.backbone, len(tasks), width, fields, generator)
+            widths |= {"backbone": backbone.out_width, "both": backbone.out_width + width}
+        self.towers = nn.ModuleDict()
+        for (name, task), reads in zip(tasks.items(), self.reads, strict=True):
+            parts = () if reads == "backbone" else fields
+            self.towers[tower_key(name)] = _tower(task, widths[reads], parts, generator)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Logits (batch, tasks), the tasks in the order of `self.tasks`."""
-        shared = self.backbone(self.featurization(batch))
-        return torch.cat([tower(shared) for tower in self.towers.values()], dim=1)
+        """Logits (batch, tasks), the tasks in the order of `self.tasks`; about `NEVER` where a task does not apply."""
+        inputs = self.featurization(batch)
+        outputs = self.backbone(inputs)
+        shared = outputs if isinstance(outputs, tuple) else (outputs,) * len(self.tasks)
+        logits = []
+        for tower, own, reads in zip(self.towers.values(), shared, self.reads, strict=True):
+            logits.append(tower(_choose(reads, own, inputs)))
+        return self._where_it_applies(torch.cat(logits, dim=1), batch)
+
+    def _where_it_applies(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+        applies = self.applies(batch)
+        return logits if applies is None else torch.where(applies, logits, NEVER)
+
+    def applies(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """Whether each task applies to each example, (batch, tasks) bool; None where every task always does."""
+        if not any(self.conditions):
+            return None
+        always = torch.ones_like(batch["continuous"][:, 0], dtype=torch.bool)
+        columns = [always if c is None else batch[c[0]][:, c[1]] > 0 for c in self.conditions]
+        return torch.stack(columns, dim=1)
 
     def probabilities(
         self, batch: Mapping[str, Tensor], ratios: Mapping[str, float] | None = None
@@ -100,10 +138,33 @@ class HeavyRanker(nn.Module):
         _require_same("base rates", base_rates, "the model", self.tasks, DataError)
         for task, weight in zip(self.tasks, self.pos_weights, strict=True):
             rate = min(max(base_rates[task], LOWEST_BASE_RATE), 1 - LOWEST_BASE_RATE)
+            logit = math.log(rate / (1 - rate)) + math.log(weight)
             tower = self.towers[tower_key(task)]
-            mlp = tower.mlp if isinstance(tower, MaskNet) else tower
-            assert isinstance(mlp, MLP)
-            mlp.last_linear.bias.fill_(math.log(rate / (1 - rate)) + math.log(weight))
+            if isinstance(tower, AffineTower):
+                logit = float((logit - tower.bias) / tower.scale)
+                tower = tower.network
+            last_linear(tower).bias.fill_(logit)
+
+
+class AffineTower(nn.Module):
+    """A tower whose logit is scaled and shifted."""
+
+    scale: Tensor
+    bias: Tensor
+
+    def __init__(self, network: Network, config: AffineMapConfig) -> None:
+        super().__init__()
+        self.network, self.out_width = network, 1
+        for name, value in (("scale", config.scale), ("bias", config.bias)):
+            if config.trainable:
+                self.register_parameter(name, nn.Parameter(torch.tensor(value)))
+            else:
+                self.register_buffer(name, torch.tensor(value), persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Inputs (batch, width) to logits (batch, 1)."""
+        logits: Tensor = self.network(inputs) * self.scale + self.bias
+        return logits
 
 
 class RankerLoss(nn.Module):
@@ -119,17 +180,25 @@ class RankerLoss(nn.Module):
     """
 
     pos_weight: Tensor
+    weight: Tensor
 
     def __init__(self, model: HeavyRanker) -> None:
         super().__init__()
         self.model = model
         self.tasks = model.tasks
         self.register_buffer("pos_weight", torch.tensor(model.pos_weights), persistent=False)
+        self.register_buffer("weight", torch.tensor(model.weights), persistent=False)
+        self.weighting: UncertaintyWeights | GradNorm | None = None
+        if model.weighting is not None and model.weighting.grad_norm is not None:
+            self.weighting = GradNorm(model.weighting.grad_norm, len(self.tasks))
+        elif model.weighting is not None:
+            self.weighting = UncertaintyWeights(len(self.tasks))
 
     def forward(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor | dict[str, Tensor]]]:
-        """The mean over tasks of their losses, and without gradient `logits` (batch, tasks) and `losses` by task.
+        """The mean over tasks of their weighted losses, and without gradient `logits` and `losses` by task.
 
-        A label that is NaN does not count; a task without any label in the batch has a loss of 0.
+        A label that is NaN does not count, nor one of a task that does not apply; a task without any label in the
+        batch has a loss of 0. `logits` are (batch, tasks), and `losses` are without the tasks' weights.
 
         Raises:
             DataError: when the batch lacks a label.
@@ -138,10 +207,23 @@ class RankerLoss(nn.Module):
         if missing:
             raise DataError(f"batch: found no label {', '.join(missing)}, the model needs one for each of its tasks")
         labels = torch.stack([batch[task] for task in self.tasks], dim=1)
+        applies = self.model.applies(batch)
+        if applies is not None:
+            labels = torch.where(applies, labels, torch.nan)
         logits = self.model(batch)
         losses = binary_cross_entropy_with_logits(logits, labels, pos_weight=self.pos_weight)
         by_task = dict(zip(self.tasks, losses.detach().unbind(), strict=True))
-        return losses.mean(), {"logits": logits.detach(), "losses": by_task}
+        return self._combined(losses, labels), {"logits": logits.detach(), "losses": by_task}
+
+    def _combined(self, losses: Tensor, labels: Tensor) -> Tensor:
+        if self.weighting is None:
+            return (losses * self.weight).mean()
+        arguments = [losses, labels.isfinite().any(dim=0)]
+        if isinstance(self.weighting, GradNorm):
+            # The last weights that all tasks share: of the backbone's matrices the last one.
+            arguments.append([p for p in self.model.backbone.parameters() if p.ndim == 2][-1])
+        loss: Tensor = self.weighting(*arguments)
+        return loss
 
 
 def _task_configs(config: ModelConfig, shapes: InputShapes) -> dict[str, TaskConfig]:
@@ -162,8 +244,37 @@ def _require_same(
         raise error(f"{ours}: found {' and '.join(found)}, allowed are exactly the tasks of {theirs}")
 
 
-def _network(config: NetworkConfig, width: int, generator: torch.Generator | None) -> MLP | MaskNet:
-    if config.mask_net_config is not None:
-        return MaskNet(config.mask_net_config, width, generator)
-    assert config.mlp_config is not None
-    return MLP(config.mlp_config, width, generator)
+def _condition(name: str, task: TaskConfig, shapes: InputShapes) -> tuple[str, int] | None:
+    if task.applies_if is None:
+        return None
+    found = shapes.find(task.applies_if)
+    if found is None or found[0] == "continuous":
+        raise ConfigError(
+            f"model.tasks.{name}.applies_if: found {task.applies_if}, allowed are binary and discrete features of the "
+            "dataset, by name or as binary.0"
+        )
+    return found
+
+
+def _backbone(
+    config: BackboneConfig, tasks: int, width: int, fields: tuple[int, ...], generator: torch.Generator | None
+) -> Network | MMoE | PLE:
+    if config.mmoe_config is not None:
+        return MMoE(config.mmoe_config, tasks, width, fields, generator)
+    if config.ple_config is not None:
+        return PLE(config.ple_config, tasks, width, fields, generator)
+    return build_network(config, width, fields, generator)
+
+
+def _tower(
+    task: TaskConfig, width: int, fields: tuple[int, ...], generator: torch.Generator | None
+) -> Network | AffineTower:
+    network = build_network(task, width, fields, generator)
+    return network if task.affine_map is None else AffineTower(network, task.affine_map)
+
+
+def _choose(reads: str, shared: Tensor, inputs: Tensor) -> Tensor:
+    """What a tower reads; the backbone's output comes first, so that the embeddings stay last."""
+    if reads == "both":
+        return torch.cat([shared, inputs], dim=1)
+    return shared if reads == "backbone" else inputs

@@ -2,39 +2,38 @@
 
 ranker               the trained model, each post at the position where it was served
 first                the same model, each post as if it stood first: what a ranking may use, since it decides positions
-logistic_regression  on the same inputs, fitted to the same training examples
-base_rate            the mean label of training, for everyone
+base_rate, …         the baselines (`baseline_predictions`)
 oracle               the true probabilities, where a simulator wrote them down
+
+One row group is in memory at a time.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 
 from tml.core.distributed import pick_device
-from tml.core.errors import DataError
+from tml.core.errors import DataError, MissingStage
 from tml.core.files import whole_file
 from tml.core.progress import progress
 from tml.data.config import TaskConfig
 from tml.data.examples import KEYS, Schema
-from tml.data.shards import OnError, Shards, read_part
-from tml.projects.home.recap.baselines import LogisticRegression, base_rates, design_matrix
-from tml.projects.home.recap.calibration import calibrated_probabilities
+from tml.data.shards import Shards
 from tml.projects.home.recap.data import RankerInputs, print_skipped
 from tml.projects.home.recap.train import RecapConfig, load_ranker, sampling_ratios
 
-BASELINE_ROWS = 500_000
-"""The logistic regression is fitted to this many training examples at most, the latest ones."""
-
 
 def predict(
-    config: RecapConfig, examples: Path, embeddings: Path | None, model: Path, truth: Path | None, out: Path
+    config: RecapConfig,
+    examples: Path,
+    embeddings: Path | None,
+    model: Path,
+    truth: Path | None,
+    out: Path,
+    baselines: Path | None = None,
 ) -> None:
     """Write the probabilities of every model for the held-out examples.
 
@@ -45,60 +44,68 @@ def predict(
         model: the ranker's model file.
         truth: true probabilities by impression, one column an engagement type; None where nobody knows them.
         out: the Parquet file to write.
+        baselines: what `predict_baselines` wrote; None for none.
     """
     schema = Schema.read(examples)
-    inputs = RankerInputs(schema, config.embeddings, embeddings)
+    inputs = RankerInputs(schema, config.embeddings, embeddings, config.model)
     device = pick_device()
     ranker = load_ranker(model).to(device)
+    inputs.require_rows_of(ranker.featurization)
     ratios = sampling_ratios(schema)
-    regression, rates = _fit_baselines(inputs, examples, schema, config.on_error)
     oracle = None if truth is None else _read_truth(truth, schema)
-    parts = []
-    with progress("predict", total=schema.part("validation").rows, unit="examples") as bar, torch.no_grad():
+    others = None if baselines is None else _Baselines(baselines)
+    writer: pq.ParquetWriter | None = None
+    total = schema.part("validation").rows
+    with progress("predict", total=total, unit="examples") as bar, torch.no_grad(), whole_file(out) as partial:
         shards = Shards(examples, "validation", on_error=config.on_error)
-        for table in shards.tables():
-            read = inputs.batch(table)
-            batch = {name: values.to(device) for name, values in read.items()}
-            columns = {f"label/{task}": table[task] for task in schema.tasks}
-            for name, given in (("ranker", batch), ("first", inputs.as_if_first(batch))):
-                said = ranker.probabilities(given, ratios)
-                columns |= {f"{name}/{task}": pa.array(said[task].cpu().numpy()) for task in schema.tasks}
-            fitted = regression.predict(design_matrix(read, inputs.shapes()))
-            for number, task in enumerate(schema.tasks):
-                corrected = _corrected(fitted[:, number], ratios[task])
-                columns[f"logistic_regression/{task}"] = pa.array(corrected.float().numpy())
-                columns[f"base_rate/{task}"] = pa.array(np.full(table.num_rows, rates[task], np.float32))
-            parts.append(pa.table({**{name: table[name] for name in KEYS}, **columns}))
-            bar.advance(table.num_rows)
+        try:
+            for table in shards.tables():
+                batch = {name: values.to(device) for name, values in inputs.batch(table).items()}
+                columns = {name: table[name] for name in KEYS}
+                columns |= {f"label/{task}": table[task] for task in schema.tasks}
+                for name, given in (("ranker", batch), ("first", inputs.as_if_first(batch))):
+                    said = ranker.probabilities(given, ratios)
+                    columns |= {f"{name}/{task}": pa.array(said[task].cpu().numpy()) for task in schema.tasks}
+                part = pa.table(columns)
+                part = part if others is None else others.beside(part)
+                part = part if oracle is None else _with_oracle(part, oracle, schema, truth)
+                writer = writer or pq.ParquetWriter(partial, part.schema, compression="zstd")
+                writer.write_table(part)
+                bar.advance(table.num_rows)
+        finally:
+            if writer is not None:
+                writer.close()
     print_skipped("predict", shards.skipped)
-    predictions = pa.concat_tables(parts)
-    if oracle is not None:
-        predictions = _with_oracle(predictions, oracle, schema, truth)
-    with whole_file(out) as partial:
-        pq.write_table(predictions, partial, compression="zstd")
 
 
-def _fit_baselines(
-    inputs: RankerInputs, examples: Path, schema: Schema, on_error: OnError
-) -> tuple[LogisticRegression, Mapping[str, float]]:
-    features, labels = [], []
-    with progress("fit baselines", unit="rows") as bar:
-        skip = max(0, schema.part("train").rows - BASELINE_ROWS)
-        for table in read_part(examples, "train", inputs.columns(), skip, on_error):
-            batch = inputs.batch(table)
-            features.append(design_matrix(batch, inputs.shapes()))
-            labels.append(torch.stack([batch[task] for task in schema.tasks], dim=1))
-            bar.advance(table.num_rows)
-        y = torch.cat(labels)
-        regression = LogisticRegression().fit(torch.cat(features), y)
-    ratios = sampling_ratios(schema)
-    means = base_rates(y)
-    return regression, {task: float(_corrected(means[i], ratios[task])) for i, task in enumerate(schema.tasks)}
+def write_predictions(table: pa.Table, path: Path) -> None:
+    """Write a predictions table over another, whole or not at all."""
+    with whole_file(path) as partial:
+        pq.write_table(table, partial, compression="zstd")
 
 
-def _corrected(probability: Tensor, ratio: float) -> Tensor:
-    """Numeric calibration of a probability that was learnt from down-sampled negatives."""
-    return calibrated_probabilities(torch.logit(probability), ratio)
+class _Baselines:
+    """What the baselines said, row by row beside the examples."""
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise MissingStage(f"{path}: no such predictions; `tml recap baselines` makes them")
+        self.path, self.at = path, 0
+        self.table = pq.read_table(path, memory_map=True)
+
+    def beside(self, part: pa.Table) -> pa.Table:
+        """The part with the columns of its rows; parts come in the order of the examples."""
+        rows = self.table.slice(self.at, part.num_rows)
+        self.at += part.num_rows
+        if not rows["impression_id"].equals(part["impression_id"]):
+            # One of the two left out damaged examples.
+            at = pc.index_in(part["impression_id"], value_set=self.table["impression_id"].combine_chunks())
+            rows = self.table.take(at)
+        if rows["impression_id"].null_count:
+            raise DataError(f"{self.path}: made of other examples; run `tml recap baselines` again")
+        for name in rows.column_names[1:]:
+            part = part.append_column(name, rows[name])
+        return part
 
 
 def _read_truth(path: Path, schema: Schema) -> pa.Table:

@@ -12,11 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tml.core.config import BaseConfig, parse_config
-from tml.core.distributed import pick_device
+from tml.core.distributed import data_parallel, gathered, is_first_rank, pick_device, ranks, unwrap
 from tml.core.errors import DataError, MissingStage
 from tml.core.files import whole_file
 from tml.core.training import TrainingConfig, TrainResult, TrainState, averaged, resume, train
-from tml.data.examples import Schema
+from tml.data.examples import Schema, vector_values
 from tml.data.reader import POOL_BYTES, ExampleReader
 from tml.data.shards import OnError, Shards, read_part
 from tml.metrics.binary import BinaryMetrics
@@ -82,6 +82,8 @@ def train_recap(
 ) -> TrainResult:
     """Train a ranker, or go on with a training that was interrupted, and write `out/model.safetensors`.
 
+    In a process group every rank calls it: they share the batch, and the first one writes.
+
     Args:
         config: what to train.
         examples: an example dataset with the parts `train` and `validation`.
@@ -90,28 +92,36 @@ def train_recap(
         seed: of initial weights, order of examples and dropout.
         fingerprint: of everything the training depends on; checkpoints of another are not resumed.
     """
+    rank, world_size = ranks()
     schema = Schema.read(examples)
-    inputs = RankerInputs(schema, config.embeddings, embeddings)
+    inputs = RankerInputs(schema, config.embeddings, embeddings, config.model)
     reader = ExampleReader(
         examples,
         "train",
-        min(config.batch_size, schema.part("train").rows),
+        min(config.batch_size, schema.part("train").rows) // world_size,
         seed,
         config.pool_bytes,
         inputs.batch,
         inputs.columns(),
+        rank,
+        world_size,
         on_error=config.on_error,
     )
     model = HeavyRanker(config.model, inputs.shapes(), torch.Generator().manual_seed(seed))
-    rates = _base_rates(schema, examples, config.on_error)
+    rates = _base_rates(schema, model, examples, config.on_error)
     model.initialise_biases(rates)
-    objective = RankerLoss(model).to(pick_device())
+    inputs.initialise(model.featurization)
+    large = model.featurization.large
+    if large is not None and large.needs_counts:
+        tables = read_part(examples, "train", inputs.id_columns, on_error=config.on_error)
+        large.keep_frequent(inputs.ids(table) for table in tables)
+    objective = data_parallel(RankerLoss(model).to(pick_device()))
     batches_per_step = config.training.accumulate_batches
     steps = config.training.num_steps or max(1, round(config.epochs * reader.batches_per_epoch / batches_per_step))
     optimizer, scheduler = build_optimizer(
         objective, config.optimizer or default_optimizer(schema.tasks, steps), config.embedding_optimizer
     )
-    torch.manual_seed(seed)
+    torch.manual_seed(seed + rank)  # ranks drop different units
     state = TrainState(objective, optimizer, scheduler, reader)
     resume(state, out, fingerprint)
     training = config.training.model_copy(update={"num_steps": steps})
@@ -119,7 +129,8 @@ def train_recap(
     result = train(state, training, out, evaluate, label="train ranker", fingerprint=fingerprint)
     print_skipped("train ranker", reader.skipped)
     with averaged(optimizer):
-        save_ranker(model, config.model, inputs.shapes(), out / "model.safetensors")
+        if is_first_rank():
+            save_ranker(model, config.model, inputs.shapes(), out / "model.safetensors")
     return result
 
 
@@ -164,21 +175,29 @@ def sampling_ratios(schema: Schema) -> dict[str, float]:
     return {name: float(task["negative_sampling_rate"]) for name, task in schema.tasks.items()}
 
 
-def _base_rates(schema: Schema, examples: Path, on_error: OnError) -> dict[str, float]:
+def _base_rates(schema: Schema, model: HeavyRanker, examples: Path, on_error: OnError) -> dict[str, float]:
     """The mean training label of each task, over the labels that count; NaN where none does."""
     tasks = list(schema.tasks)
+    conditions = {task: found for task, found in zip(model.tasks, model.conditions, strict=True) if found}
+    columns = [*tasks, *dict.fromkeys(vector for vector, _ in conditions.values())]
     positives, counts = torch.zeros(2, len(tasks), dtype=torch.float64)
-    for table in read_part(examples, "train", tasks, on_error=on_error):
+    for table in read_part(examples, "train", columns, on_error=on_error):
         labels = torch.stack([torch.tensor(table[task].to_numpy()) for task in tasks], dim=1).double()
+        for task, (vector, index) in conditions.items():
+            labels[torch.tensor(vector_values(table[vector])[:, index] <= 0), tasks.index(task)] = torch.nan
         positives += labels.nansum(dim=0)
         counts += labels.isfinite().sum(dim=0)
     return dict(zip(tasks, (positives / counts).tolist(), strict=True))
 
 
 def _evaluator(inputs: RankerInputs, examples: Path, on_error: OnError) -> Callable[[nn.Module], Mapping[str, float]]:
-    """Loss, AUC and RCE by task on examples spread over the held-out part."""
+    """Loss, AUC and RCE by task on examples spread over the held-out part; ranks share them.
+
+    The loss is the mean of the ranks', by their examples.
+    """
     shards = Shards(examples, "validation", inputs.columns(), on_error)
-    step, skip = max(1, shards.rows // EVALUATION_ROWS), 0
+    apart = max(1, shards.rows // EVALUATION_ROWS)
+    step, skip = apart * ranks().world_size, apart * ranks().rank
     parts = []
     for table in shards.tables():
         parts.append(inputs.batch(table.take(np.arange(skip, table.num_rows, step))))
@@ -188,12 +207,19 @@ def _evaluator(inputs: RankerInputs, examples: Path, on_error: OnError) -> Calla
 
     def evaluate(objective: nn.Module) -> dict[str, float]:
         device = next(objective.parameters()).device
-        loss, outputs = objective({name: values.to(device) for name, values in batch.items()})
-        measured = {"loss": float(loss)}
+        # Without the wrapper, which would have ranks wait for each other.
+        loss, outputs = unwrap(objective)({name: values.to(device) for name, values in batch.items()})
         probabilities: Tensor = torch.sigmoid(outputs["logits"]).cpu()
+        own = [BinaryMetrics() for _ in tasks]
+        for number, task in enumerate(tasks):
+            own[number].update(batch[task].numpy(), probabilities[:, number].numpy())
+        of_ranks = gathered((float(loss), len(probabilities), own))
+        rows = sum(count for _, count, _ in of_ranks)
+        measured = {"loss": sum(loss * (count / rows) for loss, count, _ in of_ranks)}
         for number, task in enumerate(tasks):
             metrics = BinaryMetrics()
-            metrics.update(batch[task].numpy(), probabilities[:, number].numpy())
+            for _, _, others in of_ranks:
+                metrics.merge(others[number])
             values = metrics.compute()
             for name, value in (("auc", values.auc), ("rce", values.rce)):
                 if value is not None:
