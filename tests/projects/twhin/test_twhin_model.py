@@ -118,6 +118,7 @@ def test_a_node_type_that_is_both_ends_has_one_gradient(graph):
 @pytest.mark.parametrize("block", [8, 40, 10_000])
 def test_blocks_change_nothing(graph, monkeypatch, block, score):
     monkeypatch.setattr(gradients, "BLOCK", block)
+    monkeypatch.setattr(gradients, "LEAST", 1)
     edges = np.flatnonzero(np.isin(graph.rel, [0, 2]))[::12]
     _check_against_the_reference(graph, _config(score=score), edges)
     config = _config(score=score, reciprocal=True, all_negatives=True, loss="softmax")
@@ -289,6 +290,7 @@ def test_edges_of_weight_zero_teach_nothing(graph):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("fields", [{}, {"score": "l2"}, {"score": "l1"}, {"reciprocal": True, "loss": "softmax"}])
 def test_an_accelerator_gives_the_same_gradients(graph, fields):
     config, edges = _config(**fields), np.flatnonzero(np.isin(graph.rel, [0, 2]))
