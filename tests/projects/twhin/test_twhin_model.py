@@ -118,10 +118,37 @@ def test_a_node_type_that_is_both_ends_has_one_gradient(graph):
 @pytest.mark.parametrize("block", [8, 40, 10_000])
 def test_blocks_change_nothing(graph, monkeypatch, block, score):
     monkeypatch.setattr(gradients, "BLOCK", block)
+    monkeypatch.setattr(gradients, "FEWEST", 1)
     edges = np.flatnonzero(np.isin(graph.rel, [0, 2]))[::12]
     _check_against_the_reference(graph, _config(score=score), edges)
     config = _config(score=score, reciprocal=True, all_negatives=True, loss="softmax")
     _check_against_the_reference(graph, config, edges)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"score": "cosine", "loss": "logistic", "temperature": 0.3},
+        {"score": "dot", "loss": "softmax", "reciprocal": True, "all_negatives": True},
+        {"operator": "complex_diagonal", "loss": "margin", "margin": 2.0},
+    ],
+)
+@pytest.mark.parametrize("block", [40, 10_000])
+def test_products_in_bfloat16_are_near_those_in_float64(graph, monkeypatch, block, fields):
+    monkeypatch.setattr(gradients, "BLOCK", block)
+    monkeypatch.setattr(gradients, "FEWEST", 1)
+    found = {}
+    for products in ("fp32", "bf16"):
+        config = _config(products=products, **{**fields, "embedding_dim": 32})
+        batch = _batch(graph, config, np.flatnonzero(graph.rel == 0))
+        model = _model(graph, config)
+        model = model.float() if products == "bf16" else model
+        loss, _ = model(batch)
+        loss.backward()
+        found[products] = loss, *(_table(model, name).grad.to_dense() for name in ("user", "author"))
+    for narrow, wide in zip(found["bf16"], found["fp32"], strict=True):
+        assert narrow.dtype == torch.float32
+        assert (narrow.double() - wide).norm() < 0.01 * wide.norm()
 
 
 def test_a_loss_measured_on_some_edges_is_near_that_of_all(graph, monkeypatch):

@@ -31,6 +31,10 @@ from tml.projects.twhin.scores import (
 BLOCK = 1 << 20
 """Scores that are in memory at a time; 4 MiB fit the caches of two cores."""
 
+FEWEST = 256
+"""Edges of a block, at least: the gradients of its negatives are written once a block, which must not cost more than
+the scores."""
+
 
 @dataclass
 class Rows:
@@ -71,6 +75,11 @@ class _Prepared:
         """Set a share of the numbers to 0 and make the others larger."""
         self.mask = torch.empty_like(self.compared).bernoulli_(1 - share).div_(1 - share)
         self.plain, self.compared = self.compared, self.compared * self.mask
+
+    @property
+    def multiplied(self) -> Tensor:
+        """What is compared, in the numbers that products of matrices are made with."""
+        return self.compared.bfloat16() if self.step.config.products == "bf16" else self.compared
 
     def back(self) -> None:
         """From the gradient of what is compared to that of the rows and the relations."""
@@ -153,8 +162,9 @@ class LossOfBatch:
         if not candidates.compared.shape[1]:
             candidates.gradient.zero_()
             queries.gradient.zero_()
+        of_queries, of_candidates = queries.multiplied, candidates.multiplied
         for chunks, edges, excluded, new in self._blocks(side):
-            pair = queries.compared[chunks, edges], candidates.compared[chunks]
+            pair = of_queries[chunks, edges], of_candidates[chunks]
             scores, distances = block_scores(self.config.score, *pair, self.scale)
             if len(excluded):
                 scores.view(-1).index_fill_(0, excluded, -torch.inf)
@@ -181,7 +191,7 @@ class LossOfBatch:
         if not negatives:
             return
         of_chunks = max(1, min(chunks, BLOCK // (edges * negatives)))
-        of_edges = edges if of_chunks > 1 else max(1, min(edges, BLOCK // negatives))
+        of_edges = edges if of_chunks > 1 else max(1, min(edges, max(FEWEST, BLOCK // negatives)))
         excluded: Tensor = self.batch[f"{side}_excluded"]
         starts = [(c, e) for c in range(0, chunks, of_chunks) for e in range(0, edges, of_edges)]
         first = [(c * edges + e) * negatives for c, e in starts]
