@@ -159,9 +159,9 @@ class TwhinConfig(BaseConfig):
             `margin`, negatives must score less than the edge by the margin.
         margin: of the loss of that name.
         negative_weight: of the logistic loss: what all negatives of an edge weigh together, the edge itself weighing 1.
-        products: the numbers that matrices are multiplied in to compare edges with negatives: fp32; or bf16, for `dot`
-            and `cosine`, several times faster on processors that have it (AMX) and with wide vectors. Their sums, the
-            loss and the tables are as wide as ever.
+        products: the numbers that matrices are multiplied in to compare edges with negatives: fp32; or bf16, with
+            `softmax` and with `dot` or `cosine`, several times faster where there are many negatives and the processor
+            has AMX (`narrow.py`).
         temperature: scores are divided by it before the loss; cosines, at most 1, need one below it.
         in_batch_negatives: nodes a chunk that replace the head of each of its edges, and as many for the tail, drawn
             from the batch by frequency.
@@ -230,8 +230,9 @@ class TwhinConfig(BaseConfig):
             raise ValueError(
                 f"embedding_dim: found {self.embedding_dim}, allowed with complex_diagonal are even numbers"
             )
-        if self.products == "bf16" and self.score not in ("dot", "cosine"):
-            raise ValueError(f"products: found bf16, allowed with the score {self.score} is fp32")
+        if self.products == "bf16" and (self.loss != "softmax" or self.score not in ("dot", "cosine")):
+            found = f"bf16 with {self.loss} and {self.score}"
+            raise ValueError(f"products: found {found}, allowed with bf16 are the loss softmax and the scores dot, cosine")
         return self
 
     def relation(self, name: str) -> RelationConfig | None:

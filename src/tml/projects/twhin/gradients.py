@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.losses import of_negatives, of_positives
+from tml.projects.twhin.narrow import narrow_candidates, narrow_queries, softmax_block
 from tml.projects.twhin.negatives import Batch
 from tml.projects.twhin.operators import Operators, Side, transform, transform_gradient
 from tml.projects.twhin.scores import (
@@ -31,7 +32,7 @@ from tml.projects.twhin.scores import (
 BLOCK = 1 << 20
 """Scores that are in memory at a time; 4 MiB fit the caches of two cores."""
 
-FEWEST = 256
+FEWEST = 512
 """Edges of a block, at least: the gradients of its negatives are written once a block, which must not cost more than
 the scores."""
 
@@ -75,11 +76,6 @@ class _Prepared:
         """Set a share of the numbers to 0 and make the others larger."""
         self.mask = torch.empty_like(self.compared).bernoulli_(1 - share).div_(1 - share)
         self.plain, self.compared = self.compared, self.compared * self.mask
-
-    @property
-    def multiplied(self) -> Tensor:
-        """What is compared, in the numbers that products of matrices are made with."""
-        return self.compared.bfloat16() if self.step.config.products == "bf16" else self.compared
 
     def back(self) -> None:
         """From the gradient of what is compared to that of the rows and the relations."""
@@ -162,9 +158,18 @@ class LossOfBatch:
         if not candidates.compared.shape[1]:
             candidates.gradient.zero_()
             queries.gradient.zero_()
-        of_queries, of_candidates = queries.multiplied, candidates.multiplied
+        narrow = self.config.products == "bf16"
+        of_queries, of_candidates = queries.compared, candidates.compared
+        if narrow:
+            of_queries, of_candidates = narrow_queries(of_queries, self.scale), narrow_candidates(of_candidates)
         for chunks, edges, excluded, new in self._blocks(side):
             pair = of_queries[chunks, edges], of_candidates[chunks]
+            into = queries.gradient[chunks, edges], candidates.gradient[chunks]
+            if narrow:
+                own = positive[chunks, edges], share[chunks, edges]
+                value, of_positive[chunks, edges] = softmax_block(pair, *own, excluded, into, self.scale, new)
+                self.loss += value
+                continue
             scores, distances = block_scores(self.config.score, *pair, self.scale)
             if len(excluded):
                 scores.view(-1).index_fill_(0, excluded, -torch.inf)
@@ -172,7 +177,6 @@ class LossOfBatch:
                 self.config.loss, scores, positive[chunks, edges], share[chunks, edges], self.config.margin
             )
             self.loss += value
-            into = queries.gradient[chunks, edges], candidates.gradient[chunks]
             add_block_gradients(self.config.score, scores, distances, pair, into, self.scale, (True, new))
         candidates.back()
         return of_positive

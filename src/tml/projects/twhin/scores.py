@@ -63,17 +63,12 @@ def unit_gradient_(gradient: Tensor, unit_vectors: Tensor, vectors: Tensor) -> T
 
 
 def block_scores(score: Score, queries: Tensor, candidates: Tensor, scale: float) -> tuple[Tensor, Tensor | None]:
-    """Scores (chunks, n, m) of a block times `scale`, and what `add_block_gradients` needs of them.
-
-    Vectors may be bfloat16 for the scores that multiply; the scores are float32 even so.
-    """
+    """Scores (chunks, n, m) of a block times `scale`, and what `add_block_gradients` needs of them."""
     if score in ("l1", "l2"):
         distances = (
             torch.cdist(queries, candidates, p=1) if score == "l1" else squared_distances(queries, candidates).sqrt_()
         )
         return distances * -scale, distances
-    if queries.dtype == torch.bfloat16:
-        return torch.bmm(queries, candidates.transpose(1, 2)).float().mul_(scale), None
     shape = (queries.shape[0], queries.shape[1], candidates.shape[1])
     return torch.baddbmm(queries.new_empty(shape), queries, candidates.transpose(1, 2), beta=0, alpha=scale), None
 
@@ -100,12 +95,6 @@ def add_block_gradients(
     """
     queries, candidates = ends
     of_queries, of_candidates = into
-    if queries.dtype == torch.bfloat16:
-        narrow = gradient.bfloat16()
-        products = torch.bmm(narrow, candidates), torch.bmm(narrow.transpose(1, 2), queries)
-        for target, product, new in zip(into, products, fresh, strict=True):
-            torch.mul(product, scale, out=target) if new else target.add_(product, alpha=scale)
-        return
     keep = [0.0 if new else 1.0 for new in fresh]
     if score == "l1":
         assert distances is not None
