@@ -3,9 +3,9 @@
 A batch has the vectors of the dataset, each label under its task's name, and one matrix for every embedding input: what
 the dataset itself has of them, and the vectors of the viewers, of the authors, of the posts, found by id. An id without
 a vector gets zeros. Where the model goes on training such vectors, the batch has their rows in the model's table
-instead, 0 for an id without one. For each of them `binary` has one more column, NAME_is_known: a stranger is not
-the same as one whose vector is near zero. For the model's tables of hashed ids it has the ids, and the position if the model
-takes that apart.
+instead, 0 for an id without one. For each of them `binary` has one more column, NAME_is_known: a stranger is not the
+same as one whose vector is near zero. For the model's tables of hashed ids it has the ids, and the position if the
+model takes that apart.
 """
 
 import sys
