@@ -32,9 +32,9 @@ from tml.projects.twhin.scores import (
 BLOCK = 1 << 20
 """Scores that are in memory at a time; 4 MiB fit the caches of two cores."""
 
-FEWEST = 512
-"""Edges of a block, at least: the gradients of its negatives are written once a block, which must not cost more than
-the scores."""
+LEAST = 512
+"""Edges of a block at least, where a chunk has very many negatives: with fewer, the gradients of the negatives would be
+read and written more often than anything is made of them."""
 
 
 @dataclass
@@ -114,7 +114,7 @@ class LossOfBatch:
         self.scale = 1 / config.temperature
         self.of_weights = torch.zeros_like(operators.weights)
         weight = batch["weight"].to(rows.vectors["head"].dtype)
-        self.share = weight / weight.sum()
+        self.share = weight / weight.sum().clamp_min(1e-30)
         questions: list[tuple[Side, ...]] = [("tail", "head")]
         if config.reciprocal or config.dropout:
             questions = [("tail",), ("head",)]
@@ -195,7 +195,7 @@ class LossOfBatch:
         if not negatives:
             return
         of_chunks = max(1, min(chunks, BLOCK // (edges * negatives)))
-        of_edges = edges if of_chunks > 1 else max(1, min(edges, max(FEWEST, BLOCK // negatives)))
+        of_edges = edges if of_chunks > 1 else min(edges, max(BLOCK // negatives, LEAST))
         excluded: Tensor = self.batch[f"{side}_excluded"]
         starts = [(c, e) for c in range(0, chunks, of_chunks) for e in range(0, edges, of_edges)]
         first = [(c * edges + e) * negatives for c, e in starts]

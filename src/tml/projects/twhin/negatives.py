@@ -176,13 +176,13 @@ class Arranger:
         if self._known_edges is not None:
             slots, nodes = self._with_known(side, lhs, rel, rhs, slots)
         keys = (np.arange(len(negatives))[:, None] * size + negatives).reshape(-1)
-        order = np.argsort(keys, kind="stable")
-        keys, wanted = keys[order], slots // width * size + nodes
+        wanted = slots // width * size + nodes
+        likely = _maybe_among(keys, wanted)
+        slots, wanted = slots[likely], wanted[likely]
+        order = np.argsort(keys)
+        keys = keys[order]
         first = np.searchsorted(keys, wanted)
-        # Most edges meet themselves nowhere.
-        met = np.flatnonzero(keys[np.minimum(first, len(keys) - 1)] == wanted) if len(keys) else first[:0]
-        first, slots = first[met], slots[met]
-        times = np.searchsorted(keys, wanted[met], side="right") - first
+        times = np.searchsorted(keys, wanted, side="right") - first
         within = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
         pairs = np.repeat(slots, times) * count + order[np.repeat(first, times) + within] % max(count, 1)
         return np.sort(pairs) if self._known_edges is None else np.unique(pairs)
@@ -216,6 +216,14 @@ class _Drawn:
     def below(self, ends: Rows, count: int) -> Rows:
         """Numbers below each chunk's end, (chunks, count)."""
         return self.rng.integers(0, ends[:, None], size=(len(ends), count))
+
+
+def _maybe_among(keys: Rows, wanted: Rows) -> Rows:
+    """Positions of those wanted that may be among the keys; most edges meet themselves nowhere, and a hash shows it."""
+    seen = np.zeros(1 << 20, np.bool_)
+    multiplier = np.uint64(0x9E3779B97F4A7C15)
+    seen[(keys.astype(np.uint64) * multiplier) >> np.uint64(44)] = True
+    return np.flatnonzero(seen[(wanted.astype(np.uint64) * multiplier) >> np.uint64(44)])
 
 
 def _laid(column: Rows, slots: Rows, shape: tuple[int, int]) -> Rows:
