@@ -232,7 +232,7 @@ class TwhinConfig(BaseConfig):
             )
         if self.products == "bf16" and (self.loss != "softmax" or self.score not in ("dot", "cosine")):
             found = f"bf16 with {self.loss} and {self.score}"
-            raise ValueError(f"products: found {found}, allowed with bf16 are the loss softmax and the scores dot, cosine")
+            raise ValueError(f"products: found {found}, allowed are the loss softmax and the scores dot and cosine")
         return self
 
     def relation(self, name: str) -> RelationConfig | None:

@@ -1,9 +1,9 @@
 """The softmax of edges among their negatives, multiplied in bfloat16.
 
 With every node as a negative nearly all work is products of matrices, and the passes over the scores between them.
-Processors with AMX multiply bfloat16 five to ten times faster than float32, and torch has the softmax of bfloat16 in one
-pass that computes in float32. So the scores of a block stay bfloat16, the edge's own score is one more column of them,
-and what an edge weighs is applied to its query, not to its row of scores:
+Processors with AMX multiply bfloat16 five to ten times faster than float32, and torch has the softmax of bfloat16 in
+one pass that computes in float32. So the scores of a block stay bfloat16, the edge's own score is one more column of
+them, and what an edge weighs is applied to its query, not to its row of scores:
 
     P = softmax([s Q Cᵀ, p]),   ∂Q = s w (P C),   ∂C = Pᵀ (s w Q),   ∂p = -w Σ_j P_j
 
