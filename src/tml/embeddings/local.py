@@ -12,7 +12,7 @@ vector `scale` on the mean, whatever the dimension.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -99,14 +99,13 @@ class LocalTables(nn.Module):
 
     def add_gradients(self, name: str, rows: Tensor, gradients: Tensor) -> None:
         """Keep the gradients of rows, each one there once, for the optimizer's next step."""
-        table = self._table(name)
-        gradient = torch.sparse_coo_tensor(
-            rows.unsqueeze(0), gradients, table.shape, is_coalesced=True, check_invariants=False
-        )
-        if table.dtype != gradient.dtype:
-            # A copied parameter has forgotten it.
-            table.grad_dtype = gradient.dtype
-        table.grad = gradient if table.grad is None else table.grad + gradient
+        give_gradient(self._table(name), rows, gradients)
+
+    def begin(self, batch: Mapping[str, Any]) -> None:
+        """Nothing is to be done before a batch."""
+
+    def finish(self) -> None:
+        """Nothing is left to be done after the gradients of a batch."""
 
     def vectors(self, name: str) -> Tensor:
         """All vectors of a table, (rows, dimension), without a gradient."""
@@ -120,3 +119,19 @@ class LocalTables(nn.Module):
         weight = self.tables[self._number[name]].weight
         assert isinstance(weight, Tensor)
         return weight
+
+
+def give_gradient(table: Tensor, rows: Tensor, gradients: Tensor) -> None:
+    """Add to the gradient of a table by rows, (n,) int64 in any order, each one there once."""
+    if table.grad is not None:
+        before = table.grad
+        rows, place = torch.unique(torch.cat([before._indices()[0], rows]), return_inverse=True)
+        both = torch.cat([before._values(), gradients])
+        gradients = both.new_zeros(len(rows), both.shape[1]).index_add_(0, place, both)
+    gradient = torch.sparse_coo_tensor(
+        rows.unsqueeze(0), gradients, table.shape, is_coalesced=True, check_invariants=False
+    )
+    if table.dtype != gradient.dtype:
+        # A copied parameter has forgotten it.
+        table.grad_dtype = gradient.dtype
+    table.grad = gradient

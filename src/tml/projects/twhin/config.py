@@ -128,11 +128,22 @@ class EmbeddingsConfig(BaseConfig):
         tables: the node types that have something of their own.
         optimizer: of all other node types.
         initial_scale: the mean length of a vector at the start; small, so that chance is soon outweighed.
+        memory: how much memory the vectors and their optimizers' state may take, as `4GB` or `500MB`. Where they need
+            more, large tables are cut into partitions on disk; null keeps all in memory.
     """
 
     tables: tuple[TableConfig, ...] = ()
     optimizer: OptimizerConfig = _adagrad(0.04)
     initial_scale: float = Field(default=0.03, gt=0)
+    memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)?(KB|MB|GB|TB)$")] | None = None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """`memory` as a number."""
+        if self.memory is None:
+            return None
+        units = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+        return round(float(self.memory[:-2]) * units[self.memory[-2:]])
 
     @model_validator(mode="after")
     def _names_once(self) -> Self:
