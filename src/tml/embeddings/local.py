@@ -24,6 +24,15 @@ DataType = Literal["fp32", "fp16", "bf16"]
 TYPES: Mapping[DataType, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+def sparse_table(
+    rows: int, dim: int, generator: torch.Generator, scale: float = 1.0, dtype: torch.dtype = torch.float32
+) -> nn.Embedding:
+    """One table (rows, dim) with sparse gradients, its vectors of the mean length `scale`, kept as `dtype`."""
+    vectors = torch.empty(rows, dim, device=generator.device)
+    vectors.normal_(0.0, scale / dim**0.5, generator=generator)
+    return nn.Embedding(rows, dim, sparse=True, _weight=vectors.to(dtype))
+
+
 class LocalTables(nn.Module):
     """Named embedding tables of one dimension, with sparse gradients: a `TableEngine`.
 
@@ -55,10 +64,8 @@ class LocalTables(nn.Module):
         self._number = {name: number for number, name in enumerate(self._sizes)}
         self.tables = nn.ModuleList()
         for name, rows in sizes.items():
-            vectors = torch.empty(rows, dim, device=generator.device)
-            vectors.normal_(0.0, scale / dim**0.5, generator=generator)
-            kept = vectors.to(TYPES[(types or {}).get(name, "fp32")])
-            self.tables.append(nn.Embedding(rows, dim, sparse=True, _weight=kept, _freeze=name in frozen))
+            table = sparse_table(rows, dim, generator, scale, TYPES[(types or {}).get(name, "fp32")])
+            self.tables.append(table.requires_grad_(name not in frozen))
 
     def forward(self, name: str, rows: Tensor) -> Tensor:
         """Vectors of rows of any shape, int64, with a gradient: shape of `rows` with the dimension behind it."""

@@ -125,6 +125,35 @@ def test_blocks_change_nothing(graph, monkeypatch, block, score):
     _check_against_the_reference(graph, config, edges)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"score": "cosine", "temperature": 0.3},
+        {"score": "dot", "reciprocal": True, "all_negatives": True, "exclude_known_edges": True},
+        {"operator": "complex_diagonal", "temperature": 2.0},
+    ],
+)
+@pytest.mark.parametrize("block", [40, 10_000])
+def test_products_in_bfloat16_are_near_those_in_float64(graph, monkeypatch, block, fields):
+    monkeypatch.setattr(gradients, "BLOCK", block)
+    monkeypatch.setattr(gradients, "LEAST", 1)
+    found = {}
+    for products in ("fp32", "bf16"):
+        config = _config(products=products, loss="softmax", **{**fields, "embedding_dim": 32})
+        edges = np.flatnonzero(graph.rel == 0)
+        known = KnownEdges([graph]) if config.exclude_known_edges else None
+        batch = _batch(graph, config, edges, np.linspace(0.5, 3, len(edges)).astype(np.float32), known)
+        model = _model(graph, config)
+        model = model.float() if products == "bf16" else model
+        loss, _ = model(batch)
+        loss.backward()
+        tables = (_table(model, name).grad.to_dense() for name in ("user", "author"))
+        found[products] = loss, model.operators.weights.grad, *tables
+    for narrow, wide in zip(found["bf16"], found["fp32"], strict=True):
+        assert narrow.dtype == torch.float32
+        assert (narrow.double() - wide).norm() < 0.01 * wide.norm()
+
+
 def test_a_loss_measured_on_some_edges_is_near_that_of_all(graph, monkeypatch):
     config = _config(chunk_size=64, in_batch_negatives=30)
     batch, model = _batch(graph, config, np.flatnonzero(graph.rel == 0)), _model(graph, config)

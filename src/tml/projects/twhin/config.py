@@ -170,6 +170,9 @@ class TwhinConfig(BaseConfig):
             `margin`, negatives must score less than the edge by the margin.
         margin: of the loss of that name.
         negative_weight: of the logistic loss: what all negatives of an edge weigh together, the edge itself weighing 1.
+        products: the numbers that matrices are multiplied in to compare edges with negatives: fp32; or bf16, with
+            `softmax` and with `dot` or `cosine`, several times faster where there are many negatives and the processor
+            has AMX (`narrow.py`).
         temperature: scores are divided by it before the loss; cosines, at most 1, need one below it.
         in_batch_negatives: nodes a chunk that replace the head of each of its edges, and as many for the tail, drawn
             from the batch by frequency.
@@ -201,6 +204,7 @@ class TwhinConfig(BaseConfig):
     loss: Loss = "logistic"
     margin: float = Field(default=0.1, ge=0)
     negative_weight: float = Field(default=3.0, ge=0)
+    products: Literal["fp32", "bf16"] = "fp32"
     temperature: float = Field(default=1.0, gt=0)
     in_batch_negatives: int = Field(default=32, ge=0)
     global_negatives: int = Field(default=96, ge=0)
@@ -237,6 +241,9 @@ class TwhinConfig(BaseConfig):
             raise ValueError(
                 f"embedding_dim: found {self.embedding_dim}, allowed with complex_diagonal are even numbers"
             )
+        if self.products == "bf16" and (self.loss != "softmax" or self.score not in ("dot", "cosine")):
+            found = f"bf16 with {self.loss} and {self.score}"
+            raise ValueError(f"products: found {found}, allowed are the loss softmax and the scores dot and cosine")
         return self
 
     def relation(self, name: str) -> RelationConfig | None:
