@@ -1,6 +1,13 @@
-"""Bytes of tensors in files, past the system's cache: memory is for what is trained, not for what lies on disk."""
+"""Partitions on disk, in versions, written and read past the system's cache: memory is for what is trained.
+
+    partition-00003.7     tensors of one partition, one behind the other, the seventh time that it was written
+
+A file is never written over. It goes when there is a newer one, unless one of the last two states that were saved
+speaks of it: the newest, and the one before, which counts until the newest is whole.
+"""
 
 import os
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -8,7 +15,51 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from tml.core.errors import DataError
 from tml.core.files import whole_file
+
+
+class PartitionFiles:
+    """The files of all partitions in a folder, each of a number and a version from 1."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._saved: deque[list[int]] = deque(maxlen=2)
+
+    def path(self, partition: int, version: int) -> Path:
+        """Where a version is."""
+        return self.folder / f"partition-{partition:05d}.{version}"
+
+    def write(self, partition: int, version: int, tensors: Sequence[Tensor]) -> None:
+        """Write a version, and remove the one before if nobody needs it."""
+        try:
+            write_tensors(self.path(partition, version), tensors)
+        except OSError as error:
+            raise DataError(f"{self.path(partition, version)}: cannot be written ({error.strerror})") from None
+        if not any(saved[partition] == version - 1 for saved in self._saved):
+            self.path(partition, version - 1).unlink(missing_ok=True)
+
+    def save(self, versions: Sequence[int]) -> None:
+        """Keep the files of these versions, one a partition, until others have been saved twice."""
+        self._saved.append(list(versions))
+
+    def sweep(self, versions: Sequence[int]) -> None:
+        """Remove the files that neither these versions nor those of saved states speak of.
+
+        Raises:
+            DataError: one of these versions is not there.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        kept = {self.path(p, version) for state in (versions, *self._saved) for p, version in enumerate(state)}
+        for path in self.folder.glob("*partition-*"):
+            if path not in kept:
+                path.unlink()
+        for partition, version in enumerate(versions):
+            if version and not self.path(partition, version).is_file():
+                raise DataError(
+                    f"{self.path(partition, version)}: no such partition, needed by the checkpoint; remove the "
+                    "checkpoint to start anew"
+                )
 
 
 def write_tensors(path: Path, tensors: Sequence[Tensor]) -> None:

@@ -6,18 +6,16 @@ Memory has slots for the partitions that are trained now and one more: while a m
 partition that has left and reads the one that comes next. To the model and the optimizer the slots are a table like any
 other, so a step costs what it costs in memory.
 
-    partition-00003.7     vectors and state of one partition, the seventh time that it was written
-
 Ordinary reads and writes are used, not maps into memory, and what was written is on the disk before the next thing is
-done; so memory holds the slots and nothing else. A file is never written over. Those that the last two states of the
-module speak of are kept, so a training that is killed at any moment goes on from its checkpoint with the same bits;
-on disk there can be three times the tables' size.
+done; so memory holds the slots and nothing else. The module's state names versions of files (`partition_files.py`), so
+a training that is killed at any moment goes on from its checkpoint with the same bits; on disk there can be three times
+the tables' size.
 """
 
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tml.core.errors import DataError
 from tml.embeddings.engine import lookup
 from tml.embeddings.local import TYPES, DataType, LocalTables, give_gradient
-from tml.embeddings.partition_files import read_rows, read_tensors, write_tensors
+from tml.embeddings.partition_files import PartitionFiles, read_rows, read_tensors
 from tml.embeddings.partitions import Partitions
 
 
@@ -60,7 +57,7 @@ class PartitionedTables(nn.Module):
     ) -> None:
         super().__init__()
         self.dim, self._sizes, self.scale = dim, dict(sizes), scale
-        self.folder, self.partitions = folder, partitions
+        self.partitions, self.files = partitions, PartitionFiles(folder)
         self._seed = generator.initial_seed()
         whole = {name: rows for name, rows in sizes.items() if name not in partitions.sizes}
         self.whole = LocalTables(whole, dim, generator, scale, types, frozen)
@@ -74,7 +71,6 @@ class PartitionedTables(nn.Module):
         self._states: dict[str, Callable[[], Mapping[str, Tensor]]] = {}
         self._starts: dict[str, dict[str, Tensor]] = {}
         self._forget()
-        self._saved: deque[list[int]] = deque(maxlen=2)
         self._begun = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tml-partitions")
         self._task: Future[None] | None = None
@@ -229,14 +225,8 @@ class PartitionedTables(nn.Module):
         if self._begun:
             return
         self._begun = True
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._sweep()
+        self.files.sweep(self.versions.tolist())
         for partition in range(self.partitions.count):
-            if self.versions[partition] and not self._file(partition).is_file():
-                raise DataError(
-                    f"{self._file(partition)}: no such partition, needed by the checkpoint; remove the checkpoint to "
-                    "start anew"
-                )
             if not self.versions[partition]:
                 self._draw(partition, 0)
                 self._changed.add(partition)
@@ -272,19 +262,12 @@ class PartitionedTables(nn.Module):
         self._changed.remove(partition)
         before = int(self.versions[partition])
         self.versions[partition] = before + 1
-        keep = any(saved[partition] == before for saved in self._saved)
         pieces = [piece for _, of_slot in self._pieces(slot) for piece in of_slot.values()]
-
-        def work() -> None:
-            write_tensors(self._file(partition, before + 1), pieces)
-            if not keep:
-                self._file(partition, before).unlink(missing_ok=True)
-
-        return work
+        return partial(self.files.write, partition, before + 1, pieces)
 
     def _read_in(self, partition: int, slot: int) -> None:
         pieces = [piece for _, of_slot in self._pieces(slot) for piece in of_slot.values()]
-        read_tensors(self._file(partition), pieces)
+        read_tensors(self._path(partition), pieces)
 
     def _gather(self, name: str, rows: Tensor, into: Tensor) -> Tensor:
         """Fill in vectors of rows, partition by partition."""
@@ -311,31 +294,22 @@ class PartitionedTables(nn.Module):
                 break
             start += sum(piece.nbytes for piece in of_slot.values())
         found = like.new_empty(len(place), self.dim)
-        read_rows(self._file(partition), start, place, found)
+        read_rows(self._path(partition), start, place, found)
         return found
 
-    def _file(self, partition: int, version: int | None = None) -> Path:
-        number = int(self.versions[partition]) if version is None else version
-        return self.folder / f"partition-{partition:05d}.{number}"
+    def _path(self, partition: int) -> Path:
+        return self.files.path(partition, int(self.versions[partition]))
 
     def _wait(self) -> None:
         task, self._task = self._task, None
         if task is not None:
             task.result()
 
-    def _sweep(self) -> None:
-        """Remove files that neither the present state nor the last ones speak of."""
-        states = [self.versions.tolist(), *self._saved]
-        kept = {self._file(p, version) for state in states for p, version in enumerate(state)}
-        for path in self.folder.glob("*partition-*"):
-            if path not in kept:
-                path.unlink()
-
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         if self._begun:
             self.flush()
-            self._saved.append(self.versions.tolist())
-            self._sweep()
+            self.files.save(self.versions.tolist())
+            self.files.sweep(self.versions.tolist())
         super()._save_to_state_dict(destination, prefix, keep_vars)
         # What the state has is what it was, whatever is trained later.
         destination[f"{prefix}versions"] = self.versions.clone()
@@ -344,7 +318,7 @@ class PartitionedTables(nn.Module):
         self._wait()
         super()._load_from_state_dict(*arguments)
         self._forget()
-        self._saved.append(self.versions.tolist())
+        self.files.save(self.versions.tolist())
 
     def __del__(self) -> None:
         with suppress(Exception):
