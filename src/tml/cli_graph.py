@@ -58,12 +58,15 @@ def twhin_train(
         print(do_job(config, run_dir, set_, "twhin") / "twhin" / "embeddings")
         return
     from tml.core.config import load_config
+    from tml.core.distributed import is_first_rank, process_group
     from tml.graph_pipeline import train_graph
     from tml.pipeline import RunConfig
 
     folder = run_dir or Path("runs") / (config.stem if config else graph.name)
-    train_graph(load_config(RunConfig, config, set_ or ()), graph, folder)
-    print(folder / "embeddings")
+    with process_group():
+        train_graph(load_config(RunConfig, config, set_ or ()), graph, folder)
+        if is_first_rank():
+            print(folder / "embeddings")
 
 
 @twhin.command("prepare", epilog=example("tml twhin prepare train.txt graph --validation valid.txt --test test.txt"))
