@@ -44,3 +44,12 @@ def test_tables_are_those_of_the_relations_and_once_each():
     table = {"name": "post", "optimizer": {"sgd": {}, "learning_rate": {"constant": 0.01}}}
     _refused({"embeddings": {"tables": [table, table]}}, "tables: found 'post' twice")
     _refused({"in_batch_negatives": -1}, "in_batch_negatives: found -1")
+
+
+def test_products_in_bfloat16_are_of_the_softmax_of_products():
+    assert parse_config(TwhinConfig, {"products": "bf16", "loss": "softmax"}, "twhin.yaml").products == "bf16"
+    allowed = "allowed are the loss softmax and the scores dot and cosine"
+    _refused({"products": "bf16"}, f"products: found bf16 with logistic and dot, {allowed}")
+    _refused(
+        {"products": "bf16", "loss": "softmax", "score": "l2"}, f"products: found bf16 with softmax and l2, {allowed}"
+    )
