@@ -1,5 +1,6 @@
 """Files are whole or not there."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,33 @@ def test_a_folder_is_replaced_as_a_whole_and_leavings_of_a_killed_writer_go(tmp_
         (partial / "new").write_text("")
         assert (path / "stale").exists()
     assert [p.name for p in path.iterdir()] == ["new"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_is_half_removed_never_passes_for_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out"
+    path.mkdir()
+    for name in "abc":
+        (path / name).write_text("old")
+
+    def replace() -> None:
+        with whole_folder(path) as partial:
+            for name in "abcd":
+                (partial / name).write_text("new")
+
+    def killed(folder: Path) -> None:
+        (folder / "a").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            replace()
+    found = {file.name: file.read_text() for file in path.iterdir()}
+    assert found == dict.fromkeys("abcd", "new")
+    replace()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 

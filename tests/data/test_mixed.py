@@ -77,5 +77,12 @@ def test_what_does_not_fit_is_named(folders: dict[str, Path]) -> None:
     with pytest.raises(DataError, match=r"large: found continuous as \(torch.float32, 2\), allowed is .*, 1\)"):
         MixedReader(readers, {"small": 1, "large": 1}, seed=0)
     state = mixed(folders).state_dict()
+    for other in (mixed(folders, seed=1), mixed(folders, small=2, large=5)):
+        with pytest.raises(DataError, match="of another seed or other weights"):
+            other.load_state_dict(state)
+    with pytest.raises(DataError, match="of another kind of reader, found epoch, batch, order in it"):
+        mixed(folders).load_state_dict(readers["small"].state_dict())
+    with pytest.raises(DataError, match="of another kind of reader, found batch, of, readers in it"):
+        readers["small"].load_state_dict(state)
     with pytest.raises(DataError, match="the position is of the datasets small, large, found other"):
         MixedReader({"other": readers["small"]}, {"other": 1}, seed=0).load_state_dict(state)

@@ -1,6 +1,7 @@
 """Reading an example dataset: every row once an epoch, an order that the seed decides, an exact position."""
 
 import itertools
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from data.conftest import ROWS, Make
 from tml.core.errors import DataError, MissingStage
 from tml.data import reader as module
 from tml.data.reader import Batch, ExampleReader
+from tml.data.shards import OnError
 
 ROW_BYTES = 4 * 1 + 4 * 2 + 8 * 1 + 4 * 1 + 4
 """Of a row's tensors: continuous, binary, discrete, embedding, label."""
@@ -138,6 +140,45 @@ def test_a_position_within_an_epoch_is_refused_for_another_order(
     numbers(itertools.islice(one, 3))
     with pytest.raises(DataError, match=f"batch 3 of an epoch with {name}"):
         reader(dataset, **changed).load_state_dict(one.state_dict())
+
+
+def test_a_position_is_of_the_sizes_of_the_row_groups(make_dataset: Make) -> None:
+    one, other = (reader(make_dataset(name, shards=ends)) for name, ends in (("a", (39,)), ("b", (40,))))
+    assert one.rows == other.rows
+    numbers(itertools.islice(one, 3))
+    assert len(one.shards.groups) == len(other.shards.groups)
+    with pytest.raises(DataError, match="of an epoch with row_group_sizes"):
+        other.load_state_dict(one.state_dict())
+    with pytest.raises(DataError, match="of another kind of reader, found nothing in it"):
+        other.load_state_dict({})
+
+
+def test_what_goes_wrong_with_a_table_is_told_with_its_place(dataset: Path) -> None:
+    for error in (DataError("user_id: found no id"), ValueError("no id")):
+
+        def prepare(table: pa.Table, error: Exception = error) -> dict[str, torch.Tensor]:
+            if 20 in table["user_id"].to_pylist():
+                raise error
+            return {"number": torch.tensor(table["user_id"].to_pylist())}
+
+        one = ExampleReader(dataset, "train", 8, seed=0, prepare=prepare, pool_bytes=200)
+        with pytest.raises(type(error)) as found:
+            list(one)
+        told = str(found.value) + "".join(getattr(found.value, "__notes__", []))
+        assert re.search(r"part-00000.parquet row group 2", told)
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_a_shard_that_is_written_anew_while_it_is_read_is_damage(dataset: Path, on_error: OnError) -> None:
+    one = ExampleReader(dataset, "train", 8, seed=0, epochs=1, pool_bytes=200, on_error=on_error)
+    path = dataset / "train/part-00000.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["binary"]), path, row_group_size=8)
+    if on_error == "stop":
+        with pytest.raises(DataError, match=r"part-00000.parquet row group \d: found no column binary"):
+            list(one)
+    else:
+        assert sum(len(batch["binary"]) for batch in one) == ROWS - 40
+        assert sum(one.skipped.values()) == 40
 
 
 def test_the_position_is_that_of_the_batch_in_use_not_of_what_was_made_ahead(dataset: Path) -> None:

@@ -112,6 +112,12 @@ def test_the_published_yaml_with_its_nulls(tmp_path: Path) -> None:
             "one of binary_feature_truncation and binary_feature_mask_path is allowed, found both",
         ),
         (PreprocessConfig, {"downcast": {"features": {"x": "float64"}}}, "float64"),
+        (
+            ExplicitDateInputs,
+            {"data_root": "x", "start_date": "9999-12-30", "days": 3},
+            "days: found 3, a span that leaves",
+        ),
+        (ExplicitDateInputs, {"data_root": "x", "end_date": "2022-10-01", "days": 10**12}, "days: found 1000000000000"),
         (SegdenseSchemaConfig, {"schema_path": "s", "mask_mantissa_features": {"x": 24}}, "less than or equal to 23"),
     ],
 )
@@ -171,6 +177,9 @@ def test_files_by_glob_by_day_and_by_hour(tmp_path: Path) -> None:
         ),
         ({"feature_name": "a", "dtype": "float_list", "length": 0}, "schema.0.length: found 0 for a"),
         ({"feature_name": "a", "dtype": "float_list", "length": True}, "schema.0.length: found True for a"),
+        ({"feature_name": "a", "dtype": "float_list", "length": 10**12}, "schema.0.length: found 1000000000000 for a"),
+        ({"feature_name": "\ud800", "dtype": "float_list", "length": 1}, r"schema.0.feature_name: found '\\ud800'"),
+        ("[" * 100_000, "not a readable JSON file"),
         ([{"feature_name": "a", "dtype": "float_list", "length": 1}] * 2, "the feature 'a' twice"),
     ],
 )
@@ -244,6 +253,17 @@ def test_low_bits_of_the_mantissa_are_zero(bits: int) -> None:
     np.testing.assert_array_equal(found, np.vectorize(masked)(CONTINUOUS.astype(float)))
 
 
+def test_what_is_no_number_stays_none_without_its_low_bits() -> None:
+    config = SegdenseSchemaConfig(
+        schema_path=Path("schema.json"), renamed_features=RENAMED, mask_mantissa_features={"continuous": 23}
+    )
+    columns = SegdenseColumns(NAMES, config, PreprocessConfig())
+    content = rows(NUMBERS)
+    content["stored.continuous"][0] = [np.nan, np.inf, -np.inf, 0, 1.5, -3]
+    found = columns.tensors(ExampleParser(columns.features).parse(list(serialize(content, FEATURES))), where)
+    np.testing.assert_array_equal(found["continuous"][0], [np.nan, np.inf, -np.inf, 0, 1, -2])
+
+
 def test_elements_are_extracted_before_vectors_lose_them() -> None:
     table = [
         {"name": "last", "source_tensor": "continuous", "index": 5},
@@ -264,6 +284,15 @@ def test_elements_are_extracted_before_vectors_lose_them() -> None:
     for source, index in (("continuous", 6), ("words", 0), ("text", 0)):
         with pytest.raises(ConfigError, match=f"extract_features.x: found element {index} of {source}"):
             tensors({"extract_features": [{"name": "x", "source_tensor": source, "index": index}]})
+    for twice in ([{"name": "discrete", "source_tensor": "continuous", "index": 0}], [table[0], table[0]]):
+        with pytest.raises(ConfigError, match=r"extract_features.*: a batch has .* already"):
+            tensors({"extract_features": twice})
+    config = SegdenseSchemaConfig(schema_path=Path("schema.json"), features=("continuous",), renamed_features=RENAMED)
+    like = PreprocessConfig.model_validate(
+        {"extract_features": [{"name": "like", "source_tensor": "continuous", "index": 0}]}
+    )
+    with pytest.raises(ConfigError, match="a batch has like already"):
+        SegdenseColumns(NAMES, config, like, frozenset(["like"]))
 
 
 def test_names_that_the_schema_lacks_are_refused() -> None:
@@ -276,6 +305,11 @@ def test_names_that_the_schema_lacks_are_refused() -> None:
             tensors(**arguments)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"renamed_features\.a: found 'b'"):
         FeatureNames(FEATURES, {"a": "b"})
+    with pytest.raises(ConfigError, match="found 'id', which 'b' is already a name of"):
+        FeatureNames(FEATURES, {"a": "id", "b": "id"})
+    with pytest.raises(ConfigError, match="found 'id', but the schema has another feature 'like'"):
+        FeatureNames(FEATURES, {"like": "id"})
+    assert FeatureNames(FEATURES, {"like": "id", "id": "like"}).find("like", "").name == "id"
     for label in ("continuous", "text", "words"):
         with pytest.raises(ConfigError, match=f"labels: found {label}, .*allowed is one number"):
             SegdenseLabels(NAMES, [label])
@@ -293,10 +327,13 @@ def test_a_label_counts_only_within_the_window(window: float) -> None:
     content = rows(range(120))
     content["liked_at"][:10] = 0  # unknown
     content["seen"][10:20] -= 5 * MINUTE  # before it was served
+    for name in ("served", "seen", "liked_at"):
+        content[name][20:26] = 0  # all unknown
+    content["served"][35], content["seen"][35], content["liked_at"][35] = -(2**63), 2**63 - 1, 2**63 - 1
     found = labels.tensors(ExampleParser(labels.features).parse(list(serialize(content, FEATURES))), where)
     for row in range(120):
         served, seen, liked_at = (content[name][row, 0] for name in ("served", "seen", "liked_at"))
-        counts = all(served <= time <= served + window * MINUTE for time in (seen, liked_at))
+        counts = served > 0 and all(served <= time <= served + window * MINUTE for time in (seen, liked_at))
         assert found["like"][row] == (1 if row % 5 == 0 and counts else 0)
         assert found["reply"][row] == (row % 7 == 0)
     with pytest.raises(ConfigError, match="served_timestamp_field: found continuous"):

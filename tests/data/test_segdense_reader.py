@@ -15,6 +15,7 @@ from reference.segdense_files import config, rows, write_files
 from tml.core import checkpoint
 from tml.core.errors import ConfigError, DataError
 from tml.data.segdense import SegdenseReader, generate
+from tml.data.tfrecord import read_records, write_records
 
 COUNTS = [17, 0, 40, 3, 25]
 ROWS = sum(COUNTS)
@@ -80,7 +81,7 @@ def test_a_restored_position_continues_exactly(
         assert ids(islice(stream, 5)) == whole[position : position + 5]
 
 
-def test_a_position_is_of_its_files_and_sizes(tree: Any) -> None:
+def test_a_position_is_of_its_files_and_sizes(tree: Any, tmp_path: Path) -> None:
     state = SegdenseReader(config(tree), [], 4, 0).state_dict()
     for other in (
         SegdenseReader(config(tree), [], 5, 0),
@@ -92,6 +93,9 @@ def test_a_position_is_of_its_files_and_sizes(tree: Any) -> None:
             other.load_state_dict(state)
     with pytest.raises(DataError, match="one of other files, seed, rank"):
         other.load_state_dict({"position": 3})
+    write_records(tmp_path / "part-2.gz", [b""] * COUNTS[2])
+    with pytest.raises(DataError, match="one of other files, seed, rank"):
+        SegdenseReader(config(tree), [], 4, 0).load_state_dict(state)
 
 
 def test_a_batch_has_the_rows_content(tree: Any) -> None:
@@ -159,6 +163,40 @@ def test_damage_stops_with_its_place_or_is_counted(tmp_path: Path) -> None:
             assert (reader.skipped.records, reader.skipped.files) == (2 * epochs, epochs)
         assert other.skipped == one.skipped
         assert "does not match" in one.skipped.first or "do not match" in one.skipped.first
+
+
+@pytest.mark.parametrize("prefetch_batches", [0, 4])
+@pytest.mark.parametrize("rows_a_batch", [4, 5])
+def test_what_was_passed_over_behind_the_last_batch_counts(
+    tmp_path: Path, rows_a_batch: int, prefetch_batches: int
+) -> None:
+    tree = write_files(tmp_path, [20], "none")
+    path = tmp_path / "part-0.gz"
+    records = [record for _, record in read_records(path)]
+    write_records(path, [*records, b"\xff", b"\xff\xff"], "none")
+    path.write_bytes(path.read_bytes() + b"rest")
+    reader = SegdenseReader(
+        config(tree, on_error="skip"), [], rows_a_batch, 0, epochs=1, prefetch_batches=prefetch_batches
+    )
+    assert sorted(chain(*ids(reader))) == list(range(20))
+    assert (reader.skipped.records, reader.skipped.files) == (2, 1)
+    again = SegdenseReader(config(tree, on_error="skip"), [], rows_a_batch, 0, epochs=1)
+    again.load_state_dict(reader.state_dict())
+    assert not ids(again)
+    assert again.skipped == reader.skipped
+
+
+@pytest.mark.parametrize("epochs", [None, 1, 3])
+@pytest.mark.parametrize(
+    "preprocess", [{}, {"downsample_negatives": {"batch_multiplier": 3, "engagements_list": ["like"]}}]
+)
+def test_files_without_an_example_do_not_hang(tmp_path: Path, epochs: int | None, preprocess: Any) -> None:
+    tree = write_files(tmp_path, [1, 1])
+    for number in (0, 1):
+        write_records(tmp_path / f"part-{number}.gz", [b"\xff"] * 9)
+    data = config(tree, on_error="skip", preprocess=preprocess)
+    with pytest.raises(DataError, match=r"found no record that can be read in 2 files; .*part-.*not a tf.Example"):
+        next(iter(SegdenseReader(data, ["like"], 4, 0, epochs=epochs)))
 
 
 def test_files_without_a_record_do_not_hang(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Files are written whole or not at all.
 
 A writer works on a sibling named `.NAME.partial`, which takes the final name by one rename once it is complete.
-What a killed process leaves behind is such a sibling; the next writer of the same name removes it.
+What a killed process leaves behind is such a sibling, or `.NAME.previous`, the folder that was to be replaced; the next
+writer of the same name removes both.
 """
 
 import json
@@ -42,12 +43,15 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; it replaces `path` when the block ends without an exception."""
-    partial = _partial(path)
+    partial, previous = _partial(path), path.with_name(f".{path.name}.previous")
     partial.mkdir()
     try:
         yield partial
-        remove(path)
+        remove(previous)
+        if path.exists() or path.is_symlink():
+            path.replace(previous)  # by one rename, too: what is left of it while it is removed must not pass for it
         partial.replace(path)
+        remove(previous)
     except BaseException:
         remove(partial)
         raise

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset
 
+from tml.core.config import fingerprint
 from tml.core.errors import DataError
 from tml.data.reader import Batch, ExampleReader
 
@@ -39,7 +40,10 @@ class MixedReader(IterableDataset[Batch]):
             if not 0 < weight < float("inf"):
                 raise DataError(f"weights: found {weight} for {name}, allowed is a number above 0")
         self.readers, self.seed = dict(readers), seed
-        self._ends = np.cumsum([weights[name] for name in readers]) / sum(weights.values())
+        heaviest = max(weights.values())  # so that no sum is infinite
+        ends = np.cumsum([weights[name] / heaviest for name in readers])
+        self._ends = ends / ends[-1]
+        self._of = fingerprint(self._ends.tolist(), seed)
         self._batch = 0
         first, *others = ({n: (t.dtype, *t.shape[1:]) for n, t in r.empty_batch.items()} for r in readers.values())
         for name, other in zip(list(readers)[1:], others, strict=True):
@@ -49,19 +53,24 @@ class MixedReader(IterableDataset[Batch]):
                 raise DataError(f"{name}: found {key} as {other.get(key)}, allowed is {first.get(key)} as before it")
 
     def state_dict(self) -> dict[str, Any]:
-        """The position: the batches given, and the position of each reader."""
-        return {"batch": self._batch, "readers": {name: reader.state_dict() for name, reader in self.readers.items()}}
+        """The position: the batches given, the position of each reader, and of what seed and weights."""
+        readers = {name: reader.state_dict() for name, reader in self.readers.items()}
+        return {"batch": self._batch, "of": self._of, "readers": readers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after the batch at which the state was taken.
 
         Raises:
-            DataError: the state is of other datasets, or of the middle of an epoch in another order.
+            DataError: the state is of other datasets, seed or weights, or of the middle of an epoch in another order.
         """
+        if "readers" not in state:
+            raise DataError(f"the position is of another kind of reader, found {', '.join(state) or 'nothing'} in it")
         if state["readers"].keys() != self.readers.keys():
             raise DataError(
                 f"the position is of the datasets {', '.join(state['readers'])}, found {', '.join(self.readers)}"
             )
+        if state["of"] != self._of:
+            raise DataError("the position is of another seed or other weights, which choose the datasets' batches")
         for name, reader in self.readers.items():
             reader.load_state_dict(state["readers"][name])
         self._batch = int(state["batch"])

@@ -25,6 +25,7 @@ import pyarrow as pa
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
+from tml.core.config import fingerprint
 from tml.core.errors import DataError
 from tml.data.examples import Schema, to_tensors
 from tml.data.order import Order, Piece, Pool
@@ -99,6 +100,8 @@ class ExampleReader(IterableDataset[Batch]):
         self.folder, self.part, self.batch_size, self.seed = folder, part, batch_size, seed
         self.rank, self.world_size, self.epochs, self.prepare = rank, world_size, epochs, prepare
         self._template = self._arrays(self.shards.empty)
+        if not self._template:
+            raise DataError(f"{folder}: found nothing to make a batch of, allowed is a vector or a label at least")
         row_bytes = sum(array.itemsize * int(np.prod(array.shape[1:])) for array in self._template.values())
         pool_rows = max(1, pool_bytes // max(1, row_bytes))
         self._order = Order([group.rows for group in self.shards.groups], pool_rows, batch_size, seed)
@@ -133,6 +136,7 @@ class ExampleReader(IterableDataset[Batch]):
             "world_size": self.world_size,
             "rows": self.rows,
             "row_groups": len(self.shards.groups),
+            "row_group_sizes": fingerprint([group.rows for group in self.shards.groups]),
             "pool_rows": self._order.pool_rows,
         }
         return {"epoch": self._position[0], "batch": self._position[1], "order": order}
@@ -141,10 +145,13 @@ class ExampleReader(IterableDataset[Batch]):
         """Go on after the batch at which the state was taken; an iterator that there is does not follow.
 
         Raises:
-            DataError: the state is of the middle of an epoch in another order.
+            DataError: the state is of another kind of reader, or of the middle of an epoch in another order.
         """
+        order = self.state_dict()["order"]
+        if not {"epoch", "batch", "order"} <= state.keys() or not order.keys() <= state["order"].keys():
+            raise DataError(f"the position is of another kind of reader, found {', '.join(state) or 'nothing'} in it")
         if state["batch"]:
-            for name, value in self.state_dict()["order"].items():
+            for name, value in order.items():
                 if state["order"][name] != value:
                     raise DataError(
                         f"the position is batch {state['batch']} of an epoch with {name} {state['order'][name]}, found "
@@ -230,8 +237,15 @@ class ExampleReader(IterableDataset[Batch]):
     def _load(self, place: "_Place") -> None:
         """Read a piece to its place in memory."""
         memory, first, piece = place
-        table = self.shards.read(self.shards.groups[piece.group])
-        arrays = None if table is None else self._arrays(table.slice(piece.first, piece.rows))
+        group = self.shards.groups[piece.group]
+        table = self.shards.read(group)
+        try:
+            arrays = None if table is None else self._arrays(table.slice(piece.first, piece.rows))
+        except DataError as error:
+            raise DataError(f"{group.where}: {error}") from None
+        except Exception as error:
+            error.add_note(f"in {group.where}")
+            raise
         memory.put(slice(first, first + piece.rows), arrays)
 
     def _arrays(self, table: pa.Table) -> Arrays:

@@ -5,8 +5,9 @@ and counted instead.
 
     when the part is opened     a shard that is missing, cut off or of another length than the schema says; a column
                                 that is missing or has another type than the schema or the first shard says
-    when a row group is read    bytes that changed (every page has a checksum), nulls in a vector, NaN or infinity in
-                                `binary` or an embedding, a label outside 0 to 1 that is not NaN
+    when a row group is read    a shard that is not what it was when the part was opened; bytes that changed (every
+                                page has a checksum), nulls in a vector, NaN or infinity in `binary` or an embedding, a
+                                label outside 0 to 1 that is not NaN
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,11 @@ class RowGroup:
     path: Path
     number: int
     rows: int
+
+    @property
+    def where(self) -> str:
+        """What it is called in a message."""
+        return f"{self.path} row group {self.number}"
 
 
 class Shards:
@@ -121,11 +127,12 @@ class Shards:
                     continue
                 first = first or (path.name, schema)
                 self.groups += [RowGroup(path, number, count) for number, count in enumerate(counts) if count]
+        self._first = first
         if first:
             empty = first[1].remove_metadata().empty_table()
             self.empty = empty if self._columns is None else empty.select(self._columns)
 
-    def _check_types(self, path: Path, found: pa.Schema, first: tuple[str, pa.Schema] | None) -> None:
+    def _check_types(self, path: Path | str, found: pa.Schema, first: tuple[str, pa.Schema] | None) -> None:
         """Each column as the schema says, and as in the first shard."""
         widths = self.schema.widths()
         everything = [*widths, *self.schema.tasks, *(first[1].names if first else ())]
@@ -145,9 +152,11 @@ class Shards:
                 raise DataError(f"{path}: found {name} of type {kind}, allowed is {allowed}")
 
     def _read(self, group: RowGroup) -> pa.Table:
-        where = f"{group.path} row group {group.number}"
-        with _readable(group.path):
+        where = group.where
+        with _readable(where):
             file = pq.ParquetFile(group.path, page_checksum_verification=True)
+            found = file.schema_arrow
+        self._check_types(where, found, self._first)  # again, since a shard may be written anew while it is read
         with _readable(where):
             table = file.read_row_group(group.number, self._columns, use_threads=False)
         if self._columns is not None:

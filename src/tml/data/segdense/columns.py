@@ -51,7 +51,7 @@ class SegdenseColumns:
         chosen = config.features
         read = names.schema.values() if chosen is None else [names.find(name, "features") for name in chosen]
         self.inputs = [f for f in dict.fromkeys(read) if f.name not in labels and not _is_left_out(f, chosen)]
-        self.extracted = self._extracted(preprocess.extract_features)
+        self.extracted = self._extracted(preprocess.extract_features, labels)
         self.masked_bits = {
             self._floats(name, f"mask_mantissa_features.{name}"): bits
             for name, bits in config.mask_mantissa_features.items()
@@ -84,7 +84,9 @@ class SegdenseColumns:
                 values, offsets = values
                 batch[f"{name}/offsets"] = torch.from_numpy(offsets)
             if bits := self.masked_bits.get(feature.name, 0):
-                values = (values.view(np.int32) & -(1 << bits)).view(np.float32)
+                masked = (values.view(np.int32) & -(1 << bits)).view(np.float32)
+                np.copyto(masked, values, where=np.isnan(values))  # without its low bits it would be infinite
+                values = masked
             if (kept := self.slices.get(feature.name)) is not None:
                 values = np.ascontiguousarray(values[:, :kept]) if isinstance(kept, int) else np.take(values, kept, 1)
             tensor = torch.from_numpy(values)
@@ -94,11 +96,15 @@ class SegdenseColumns:
                 batch[name] = _smaller(tensor, dtype, f"downcast.features.{name}", where)
         return batch
 
-    def _extracted(self, config: ExtractFeatures | None) -> dict[str, tuple[str, int]]:
+    def _extracted(self, config: ExtractFeatures | None, labels: frozenset[str]) -> dict[str, tuple[str, int]]:
         """New feature → the vector in the records and the position in it."""
-        found = {}
+        found: dict[str, tuple[str, int]] = {}
+        taken = {self.names.shown(feature) for feature in self.inputs} | labels
+        taken |= {self.names.shown(self.names.schema[label]) for label in labels}
         for each in config.extract_feature_table if config else ():
             field = f"extract_features.{each.name}"
+            if each.name in taken or each.name in found:
+                raise ConfigError(f"{field}: a batch has {each.name} already, allowed is a name of its own")
             source = self.names.find(each.source_tensor, field)
             if source.length == VARIABLE or each.index >= source.length or source.dtype == "bytes_list":
                 raise ConfigError(

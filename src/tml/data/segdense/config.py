@@ -4,7 +4,7 @@ Names of features may be those of the records or, where `renamed_features` gives
 """
 
 import re
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -53,7 +53,17 @@ class ExplicitDateInputs(BaseConfig):
             raise ValueError(f"two of start_date, end_date and days are allowed, found {', '.join(found) or 'none'}")
         if self.start_date and self.end_date and self.end_date < self.start_date:
             raise ValueError(f"end_date {self.end_date} is before start_date {self.start_date}")
+        try:
+            self.span()
+        except OverflowError:
+            raise ValueError(f"days: found {self.days}, a span that leaves the years 1 to 9999") from None
         return self
+
+    def span(self) -> tuple[date, date]:
+        """The first and the last day."""
+        more = timedelta(days=(self.days or 1) - 1)
+        last = self.end_date or (self.start_date or date.max) + more
+        return self.start_date or last - more, last
 
 
 class ExplicitDatetimeInputs(BaseConfig):

@@ -36,10 +36,7 @@ def find_files(config: InputsConfig) -> tuple[Path, ...]:
 
 
 def _by_day(config: ExplicitDateInputs) -> tuple[Path, ...]:
-    span = _DAY * ((config.days or 1) - 1)
-    last = config.end_date or (config.start_date or date.max) + span
-    first = config.start_date or last - span
-    wanted = _times(first, last, _DAY)
+    wanted = _times(*config.span(), _DAY)
     return _files(config.data_root, [f"{day:%Y/%m/%d}" for day in wanted], "days", config.num_missing_days_tol)
 
 
@@ -59,7 +56,7 @@ def _files(root: Path, folders: list[str], unit: str, tolerated: int) -> tuple[P
         shown = ", ".join(missing[:_SHOWN]) + (f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else "")
         raise DataError(
             f"{root}: found no files for {len(missing)} of {len(folders)} {unit} ({shown}), "
-            f"num_missing_{unit}_tol allows {tolerated}"
+            + (f"num_missing_{unit}_tol allows {tolerated}" if len(missing) > tolerated else "needed is one with files")
         )
     return tuple(path for files in by_folder.values() for path in files)
 

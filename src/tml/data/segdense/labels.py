@@ -66,6 +66,8 @@ class SegdenseLabels:
         values = values.astype(np.float32)
         if label.name in self.engaged:
             served, impressed = (_flat(arrays, time) for time in self.times)
+            # A time that is missing is 0. Of two times above it the difference is in range.
+            values *= served > 0
             for happened in (impressed, _flat(arrays, self.engaged[label.name])):
                 values *= (happened >= served) & (happened - served <= self.window)
         return values

@@ -1,6 +1,7 @@
 """Batches of published data as tensors: streaming, shuffled, split over ranks, from a position that can be restored."""
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -109,6 +110,7 @@ class SegdenseReader:
             epochs=epochs,
             on_error=config.on_error,
         )
+        self._of = self._fingerprint()
         self._state = _State()
 
     @property
@@ -132,7 +134,7 @@ class SegdenseReader:
 
     def state_dict(self) -> dict[str, Any]:
         """The position behind the batch given last, as plain values."""
-        return {**asdict(self._state), "of": self._fingerprint()}
+        return {**asdict(self._state), "of": self._of}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue behind the batch at which the state was taken.
@@ -140,7 +142,7 @@ class SegdenseReader:
         Raises:
             DataError: the state is of a reader of other files, seed, ranks or batch sizes.
         """
-        if state.get("of") != self._fingerprint():
+        if state.get("of") != self._of:
             raise DataError("the position in the data is one of other files, seed, rank, batch or buffer size")
         position = {**state["position"], "skipped": Skipped(**state["position"]["skipped"])}
         self._state = _State(
@@ -154,18 +156,24 @@ class SegdenseReader:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch, state in items_ahead(self._batches(self._state), self.prefetch_batches):
-            self._state = state
-            yield batch
+        with closing(items_ahead(self._batches(self._state), self.prefetch_batches)) as batches:
+            for batch, state in batches:
+                self._state = state
+                if batch:
+                    yield batch
 
-    def _batches(self, state: _State) -> Generator[tuple[Batch, _State], None, None]:
-        """Every batch behind a state, and the state behind it."""
+    def _batches(self, state: _State) -> Generator[tuple[Batch | None, _State], None, None]:
+        """Every batch behind a state, and the state behind it; None where all records of one were passed over.
+
+        The last is None, too, with what was passed over behind the last record.
+        """
         cursor = RecordCursor(self.stream, state.position)
         features = {f.name: f for f in (*self.labels.features, *self.columns.features)}
         to_choose = dict.fromkeys((*self.choosing.features, *self.labels.features))
         parser, chooser = ExampleParser(list(features.values())), ExampleParser(list(to_choose))
         broken = replace(state.broken)
         tolerated = broken if self.stream.on_error == "skip" else None
+        is_new, row_in_epoch = not state.batches, state.position.epoch
         while records := cursor.take(self.rows_to_read):
             read, kept, counts = 0, 0, state.counts
             if self.sampling:
@@ -190,13 +198,22 @@ class SegdenseReader:
                 counts,
             )
             if parser.rows:
-                yield batch, state
+                is_new, row_in_epoch = False, state.position.epoch
+            elif state.position.epoch > row_in_epoch + 1:  # a whole epoch; without end there might be no end
+                raise self._nothing(broken)
+            yield batch if parser.rows else None, state
+        if is_new and broken.records:
+            raise self._nothing(broken)
+        yield None, replace(state, position=cursor.position, skipped=cursor.skipped + broken)
+
+    def _nothing(self, broken: Skipped) -> DataError:
+        return DataError(f"inputs: found no record that can be read in {len(self.stream.files)} files; {broken.first}")
 
     def _fingerprint(self) -> str:
-        names = [path.name for path in self.stream.files]
+        files = [(path.name, path.stat().st_size) for path in self.stream.files]
         stream = self.stream
         return fingerprint(
-            names, self.seed, stream.rank, stream.world_size, self.rows_to_read, self.batch_size, stream.block
+            files, self.seed, stream.rank, stream.world_size, self.rows_to_read, self.batch_size, stream.block
         )
 
 
