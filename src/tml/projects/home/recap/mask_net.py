@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tml.core.bfloat16 import Linear, in_bfloat16
 from tml.projects.home.recap.config import MaskBlockConfig, MaskNetConfig
 from tml.projects.home.recap.mlp import MLP
 
@@ -28,8 +29,8 @@ class MaskBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.input_norm = nn.LayerNorm(width) if config.input_layer_norm else None
-        self.mask = nn.Linear(aggregation, width)
-        self.hidden = nn.Linear(width, config.output_size, bias=False)
+        self.mask = Linear(aggregation, width)
+        self.hidden = Linear(width, config.output_size, bias=False)
         self.norm = nn.LayerNorm(config.output_size)
         self.activates = config.final_activation
         nn.init.xavier_uniform_(self.mask.weight, generator=generator)
@@ -58,7 +59,7 @@ class MaskNet(nn.Module):
         super().__init__()
         self.parallel = config.use_parallel
         self.aggregations = [_aggregation(block, width) for block in config.mask_blocks]
-        self.aggregate = nn.Linear(width, sum(self.aggregations))
+        self.aggregate = Linear(width, sum(self.aggregations))
         for weight in torch.split(self.aggregate.weight.detach(), self.aggregations):
             nn.init.xavier_uniform_(weight, generator=generator)
         nn.init.zeros_(self.aggregate.bias)
@@ -74,6 +75,8 @@ class MaskNet(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Inputs (batch, width) to outputs (batch, out_width)."""
+        if in_bfloat16(inputs):
+            inputs = inputs.bfloat16()  # once for all blocks
         aggregated = torch.split(F.relu(self.aggregate(inputs)), self.aggregations, dim=1)
         if self.parallel:
             outputs = torch.cat([block(inputs, part) for block, part in zip(self.blocks, aggregated, strict=True)], 1)
