@@ -36,7 +36,7 @@ class MLP(nn.Module):
             if config.batch_norm:
                 norm = config.batch_norm
                 self.layers.append(nn.BatchNorm1d(after, affine=norm.affine, momentum=norm.momentum))
-            self.layers.append(nn.ReLU())
+            self.layers.append(nn.ReLU(inplace=True))  # no layer here keeps its outputs for the backward
             if config.dropout:
                 self.layers.append(nn.Dropout(config.dropout.rate))
 
