@@ -87,8 +87,12 @@ class GroupedOptimizer(torch.optim.Optimizer):
 
     @property
     def sliced(self) -> frozenset[Tensor]:
-        """The parameters whose gradients may be bfloat16, and whose copies in bfloat16 a step writes: of `copies`."""
-        return frozenset(parameter for _, parameter, _, part in self._named() if sliced_adam.can_slice(part, parameter))
+        """The parameters whose gradients may be bfloat16, and whose copies in bfloat16 a step writes: of `copies`.
+
+        None where gradients are clipped: scaled in 8 bits they would be rounded twice.
+        """
+        named = () if self.clips else self._named()
+        return frozenset(parameter for _, parameter, _, part in named if sliced_adam.can_slice(part, parameter))
 
     @property
     def clips(self) -> bool:
