@@ -18,6 +18,7 @@ python benchmarks/train_step.py [--short]
 
 import argparse
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -68,7 +69,7 @@ def ours(model: nn.Module, precision: Precision) -> Iterator[tuple[Step, torch.d
 
 
 class Products:
-    """The matrix products of a step: of each layer forward, and the two of its backward, all factors as they like it."""
+    """The matrix products of a step: of each layer forward, and the two of its backward, with factors as stored."""
 
     def __init__(self, model: nn.Module, rows: int, dtype: torch.dtype) -> None:
         layers = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
@@ -96,7 +97,7 @@ def measure(rows: int, steps: dict[str, Step], model: RankerLoss, dtype: torch.d
     took: dict[str, list[float]] = {name: [] for name in (*steps, "products", "copy")}
     for _ in range(runs + 1):
         for name, step in steps.items():
-            took[name].append(seconds(lambda step=step: step(batch)))
+            took[name].append(seconds(functools.partial(step, batch)))
         took["products"].append(seconds(products))
         took["copy"].append(seconds(lambda: target.copy_(source)))
     took = {name: values[1:] for name, values in took.items()}  # the first makes states and buffers

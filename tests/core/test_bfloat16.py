@@ -1,6 +1,7 @@
 """bfloat16 against float64, and kept copies against copies made anew."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -63,7 +64,7 @@ def test_second_derivatives_are_refused_rather_than_wrong() -> None:
         loss = linear(x, weight).square().sum()
     (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+        gradient.sum().backward()  # type: ignore[no-untyped-call]
 
 
 def test_a_copy_follows_whatever_is_written_to_its_weight() -> None:
@@ -81,7 +82,7 @@ def test_a_copy_follows_whatever_is_written_to_its_weight() -> None:
     module.weight = weight
     module.load_state_dict({"weight": torch.ones(3, 4), "bias": torch.zeros(3)})
     check()
-    weight.sum().backward()
+    weight.sum().backward()  # type: ignore[no-untyped-call]
     copies.forget()
     torch.optim.Adam([weight], lr=0.1, fused=True).step()  # moves no version
     check()
@@ -97,7 +98,7 @@ class Net(nn.Module):
         return loss
 
 
-CONFIGS = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "adam": {"adam": {}},
     "adamw": {"adamw": {}, "weight_decay": 0.1},
     "clipped": {"adam": {}, "clip_gradient_norm": 0.01},
@@ -147,7 +148,7 @@ def test_gradients_are_kept_in_bfloat16_only_where_the_optimizer_takes_them() ->
         with numbers("bfloat16", net, optimizer) as computing:
             with computing.forward():
                 loss = net(torch.randn(8, 40))
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             assert net.one.weight.grad is not None
             assert net.one.weight.grad.dtype is kept
             assert net.other.weight.grad is not None

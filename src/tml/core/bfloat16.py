@@ -48,7 +48,7 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         return F.linear(inputs, weight, bias)
     copies = _COPIES.get()
     copy = copies.of(weight) if copies is not None else weight.detach().bfloat16()
-    outputs: Tensor = _Linear.apply(inputs.bfloat16(), weight, bias, copy)
+    outputs: Tensor = _Linear.apply(inputs.bfloat16(), weight, bias, copy)  # type: ignore[no-untyped-call]
     return outputs
 
 
@@ -125,14 +125,14 @@ def using(copies: Copies | None) -> Iterator[None]:
 
 class _Linear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, copy: Tensor) -> Tensor:
+    def forward(ctx: Any, inputs: Tensor, _: Tensor, bias: Tensor | None, copy: Tensor) -> Tensor:
         ctx.save_for_backward(inputs, copy)
         if bias is None:
             return inputs @ copy.t()
         return torch.addmm(bias.bfloat16(), inputs, copy.t())
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         inputs, copy = ctx.saved_tensors
         (gradient,) = gradients

@@ -65,7 +65,7 @@ def numbers(
         yield Numbers(device, torch.bfloat16)
         return
     alone = not accumulates and ranks().world_size == 1
-    sliced = getattr(optimizer, "sliced", frozenset()) if alone else frozenset()
+    sliced: frozenset[torch.Tensor] = getattr(optimizer, "sliced", frozenset()) if alone else frozenset()
     copies = Copies(sliced)
     if sliced:
         optimizer.copies = copies  # type: ignore[attr-defined]
@@ -87,5 +87,5 @@ def _is_bfloat16(precision: Precision, model: nn.Module, device: torch.device) -
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the device has instructions for products of bfloat16 matrices."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())

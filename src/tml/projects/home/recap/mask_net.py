@@ -99,7 +99,7 @@ class MaskNet(nn.Module):
         if any(block.input_norm is not None for block in blocks) or torch.compiler.is_compiling():
             return [block(inputs, part) for block, part in zip(blocks, aggregated, strict=True)]
         masks = [block.mask(part) for block, part in zip(blocks, aggregated, strict=True)]
-        products = _Products.apply(inputs, *masks)
+        products = _Products.apply(inputs, *masks)  # type: ignore[no-untyped-call]
         return [block.after_product(product) for block, product in zip(blocks, products, strict=True)]
 
 
@@ -112,7 +112,7 @@ class _Products(torch.autograd.Function):
         return tuple(mask * inputs for mask in masks)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         inputs, *masks = ctx.saved_tensors
         total: Tensor | None = None
