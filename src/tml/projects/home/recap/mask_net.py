@@ -85,7 +85,7 @@ class MaskNet(nn.Module):
         """Inputs (batch, width) to outputs (batch, out_width)."""
         if in_bfloat16(inputs):
             inputs = inputs.bfloat16()  # once for all blocks
-        # One ReLU a part gives each a tensor of its own: a product with a slice of rows that are apart takes twice as long.
+        # One ReLU a part gives each a tensor of its own: products with rows that are far apart take far longer.
         aggregated = [F.relu(part) for part in torch.split(self.aggregate(inputs), self.aggregations, dim=1)]
         if self.parallel:
             outputs = torch.cat(self._side_by_side(inputs, aggregated), dim=1)
