@@ -16,10 +16,13 @@ from torch import nn
 from tml.core import gradients
 from tml.core.distributed import unwrap
 from tml.core.errors import UserError
+from tml.core.precision import Numbers
 from tml.core.train_state import TrainState
 
 
-def take_step(state: TrainState, batches: Sequence[Any], measure: bool, start: float) -> float:
+def take_step(
+    state: TrainState, batches: Sequence[Any], measure: bool, start: float, numbers: Numbers | None = None
+) -> float:
     """Do one step, whole: forward, backward, update, schedule.
 
     Args:
@@ -27,6 +30,7 @@ def take_step(state: TrainState, batches: Sequence[Any], measure: bool, start: f
         batches: one or more, whose gradients are averaged, each by its share of the examples.
         measure: whether the norms of gradients are wanted, which costs a pass over them.
         start: when the step began, on the clock of `time.perf_counter`.
+        numbers: what the model computes in; float32 by default.
 
     Returns:
         The mean loss.
@@ -36,13 +40,15 @@ def take_step(state: TrainState, batches: Sequence[Any], measure: bool, start: f
             Parameters are then as before.
     """
     number = state.step + 1
+    numbers = numbers or Numbers(state.device)
     state.optimizer.zero_grad()
-    values, counts = _accumulate(state, batches, number)
+    values, counts = _accumulate(state, batches, number, numbers)
     groups = [(group.get("name", str(i)), group) for i, group in enumerate(state.optimizer.param_groups)]
     state.rates = {f"learning_rate/{name}": float(group["lr"]) for name, group in groups}
     state.rates |= {f"weight_decay/{n}": float(g["weight_decay"]) for n, g in groups if "weight_decay_schedule" in g}
     if measure or getattr(state.optimizer, "clips", False):
         state.rates |= _gradient_norms(state.optimizer, number, for_step=True)
+    numbers.forget()
     state.optimizer.step()
     if state.scheduler:
         state.scheduler.step()
@@ -54,7 +60,9 @@ def take_step(state: TrainState, batches: Sequence[Any], measure: bool, start: f
     return values["train/loss"]
 
 
-def _accumulate(state: TrainState, batches: Sequence[Any], number: int) -> tuple[dict[str, float], list[int]]:
+def _accumulate(
+    state: TrainState, batches: Sequence[Any], number: int, numbers: Numbers
+) -> tuple[dict[str, float], list[int]]:
     """The mean losses of the batches, their gradients added up; and how many examples each batch has."""
     counts = [_examples(batch) for batch in batches]
     shares = [count / sum(counts) if all(counts) else 1 / len(batches) for count in counts]
@@ -63,7 +71,9 @@ def _accumulate(state: TrainState, batches: Sequence[Any], number: int) -> tuple
         # Ranks need to agree on the gradient once a step, not once a batch.
         alone = getattr(state.model, "no_sync", nullcontext) if batch is not batches[-1] else nullcontext
         with alone():
-            loss, losses = _loss_of(state.model(_to_device(batch, state.device)), state.model)
+            with numbers.forward():
+                result = state.model(_to_device(batch, state.device))
+            loss, losses = _loss_of(result, state.model)
             # One transfer from the device for all of them.
             value, *task_values = torch.stack([loss.detach(), *losses.values()]).tolist()
             if not math.isfinite(value):

@@ -27,6 +27,7 @@ from tml.core.curves import Curves
 from tml.core.distributed import is_first_rank, ranks
 from tml.core.errors import ConfigError, DataError
 from tml.core.interrupts import uninterrupted
+from tml.core.precision import Precision, numbers
 from tml.core.progress import progress
 from tml.core.step import measure_last, take_step
 from tml.core.train_state import TrainState as TrainState
@@ -44,6 +45,8 @@ class TrainingConfig(BaseConfig):
     """The newest so many; null keeps all."""
     accumulate_batches: PositiveInt = 1
     """Batches a step: their gradients are averaged, each by its share of the examples, as of one large batch."""
+    precision: Precision = "float32"
+    """What the model computes in: `float32`, `bfloat16` beside float32 weights, or `auto`, whichever is faster."""
 
 
 Callback = Callable[[TrainState, Mapping[str, float]], None]
@@ -107,6 +110,7 @@ def train(
     with (
         Curves(folder, state.step, _written_before(state)) as curves,
         progress(label, steps_left, shown=first) as bar,
+        numbers(config.precision, state.model, state.optimizer, config.accumulate_batches > 1) as computing,
     ):
         pauses = _Pauses(state, config, curves, evaluate, folder, fingerprint)
         batches = state.start()
@@ -125,7 +129,7 @@ def train(
                 number = state.step + 1
                 measure = number % config.log_every == 0 or number == config.num_steps
                 with uninterrupted():
-                    loss = take_step(state, taken, measure, start)
+                    loss = take_step(state, taken, measure, start, computing)
                     pauses.mark()
                 bar.advance(1, f"loss {loss:.4f}")
                 measured = pauses.take()

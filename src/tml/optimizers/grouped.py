@@ -16,9 +16,11 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from tml.core.bfloat16 import Copies
 from tml.core.errors import ConfigError, DataError
 from tml.core.gradients import gradients_of, norms_by_group, total
 from tml.core.sharding import full_state
+from tml.optimizers import sliced_adam
 from tml.optimizers.averaging import WeightAverage
 from tml.optimizers.groups import listed
 from tml.optimizers.in_backward import InBackward
@@ -34,6 +36,9 @@ class GroupedOptimizer(torch.optim.Optimizer):
     `weight_decay_schedule` where it has one, and `clip_gradient_norm`, a number or None. Where a group needs two
     algorithms or leaves some parameters out of weight decay, several entries of `param_groups` have its name.
     `param_groups` and `state` are shared with the parts.
+
+    Attributes:
+        copies: weights in bfloat16, which the training loop puts here and a step writes along; see `sliced_adam`.
 
     Args:
         parts: optimizers whose groups have these keys; no parameter is in two of them.
@@ -54,6 +59,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
         super().__init__([group for part in parts for group in part.param_groups], defaults={})
         self.parts, self.clip_gradient_norm, self.average = tuple(parts), clip_gradient_norm, average
         self.aliases = dict(aliases or {})
+        self.copies: Copies | None = None
         self._norms: dict[str, float] | None = None
         for part in parts:
             self.state.update(part.state)
@@ -62,7 +68,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         # torch knows of nothing but groups, state and defaults.
         own = ("parts", "clip_gradient_norm", "average", "aliases")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "_norms": None}
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}, "_norms": None, "copies": None}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Only for torch's constructor: groups are those of the config.
@@ -78,6 +84,15 @@ class GroupedOptimizer(torch.optim.Optimizer):
     def accumulates(self) -> bool:
         """Whether gradients can be summed over several batches: not where tables are updated in backward."""
         return not any(isinstance(part, InBackward) for part in self.parts)
+
+    @property
+    def sliced(self) -> frozenset[Tensor]:
+        """The parameters whose gradients may be bfloat16, and whose copies in bfloat16 a step writes: of `copies`.
+
+        None where gradients are clipped: scaled in 8 bits they would be rounded twice.
+        """
+        named = () if self.clips else self._named()
+        return frozenset(parameter for _, parameter, _, part in named if sliced_adam.can_slice(part, parameter))
 
     @property
     def clips(self) -> bool:
@@ -111,7 +126,10 @@ class GroupedOptimizer(torch.optim.Optimizer):
         # Said outright, since torch's sparse updates otherwise warn that these checks are off.
         with torch.sparse.check_sparse_tensor_invariants(enable=False):  # type: ignore[no-untyped-call]
             for part in self.parts:
-                part.step()
+                if self.copies is not None and isinstance(part, torch.optim.Adam):
+                    sliced_adam.step(part, self.copies)
+                else:
+                    part.step()
         self._norms = None
         if self.average:
             self.average.update()

@@ -79,7 +79,9 @@ class UnbiasedBatchNorm(nn.BatchNorm1d):
 def signed_log(continuous: Tensor) -> Tensor:
     """sign(x)·log(1 + |x|); NaN and infinities count as 0."""
     finite = torch.nan_to_num(continuous, nan=0.0, posinf=0.0, neginf=0.0)
-    return torch.copysign(torch.log1p(finite.abs()), finite)
+    if continuous.requires_grad:
+        return torch.copysign(torch.log1p(finite.abs()), finite)
+    return finite.abs().log1p_().copysign_(finite)
 
 
 class DoubleNormLog(nn.Module):
@@ -96,7 +98,8 @@ class DoubleNormLog(nn.Module):
 
     def forward(self, continuous: Tensor, binary: Tensor) -> Tensor:
         """Continuous may hold NaN and infinities, which count as 0."""
-        clipped = self.batch_norm(signed_log(continuous)).clamp(-self.clip, self.clip)
+        # `hardtanh_` is `clamp`, but that it overwrites its input and reads its output in the backward.
+        clipped = F.hardtanh_(self.batch_norm(signed_log(continuous)), -self.clip, self.clip)
         outputs: Tensor = self.layer_norm(torch.cat([clipped, binary], dim=1))
         return outputs
 

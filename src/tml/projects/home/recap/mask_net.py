@@ -12,10 +12,15 @@ output of the block before it as h, and still the network's input as v. An MLP m
 Either way every block's W1 is applied to the same v: they are one matrix here, and one multiplication.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from tml.core.bfloat16 import Linear, in_bfloat16
 from tml.projects.home.recap.config import MaskBlockConfig, MaskNetConfig
 from tml.projects.home.recap.mlp import MLP
 
@@ -28,8 +33,8 @@ class MaskBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.input_norm = nn.LayerNorm(width) if config.input_layer_norm else None
-        self.mask = nn.Linear(aggregation, width)
-        self.hidden = nn.Linear(width, config.output_size, bias=False)
+        self.mask = Linear(aggregation, width)
+        self.hidden = Linear(width, config.output_size, bias=False)
         self.norm = nn.LayerNorm(config.output_size)
         self.activates = config.final_activation
         nn.init.xavier_uniform_(self.mask.weight, generator=generator)
@@ -40,8 +45,12 @@ class MaskBlock(nn.Module):
         """Inputs h (batch, width) and the aggregated instance (batch, aggregation) to (batch, output_size)."""
         if self.input_norm is not None:
             inputs = self.input_norm(inputs)
-        outputs: Tensor = self.norm(self.hidden(self.mask(aggregated) * inputs))
-        return F.relu(outputs) if self.activates else outputs
+        return self.after_product(self.mask(aggregated) * inputs)
+
+    def after_product(self, product: Tensor) -> Tensor:
+        """From mask ⊙ h (batch, width) on."""
+        outputs: Tensor = self.norm(self.hidden(product))
+        return F.relu(outputs, inplace=True) if self.activates else outputs
 
 
 class MaskNet(nn.Module):
@@ -58,7 +67,7 @@ class MaskNet(nn.Module):
         super().__init__()
         self.parallel = config.use_parallel
         self.aggregations = [_aggregation(block, width) for block in config.mask_blocks]
-        self.aggregate = nn.Linear(width, sum(self.aggregations))
+        self.aggregate = Linear(width, sum(self.aggregations))
         for weight in torch.split(self.aggregate.weight.detach(), self.aggregations):
             nn.init.xavier_uniform_(weight, generator=generator)
         nn.init.zeros_(self.aggregate.bias)
@@ -74,14 +83,45 @@ class MaskNet(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Inputs (batch, width) to outputs (batch, out_width)."""
-        aggregated = torch.split(F.relu(self.aggregate(inputs)), self.aggregations, dim=1)
+        if in_bfloat16(inputs):
+            inputs = inputs.bfloat16()  # once for all blocks
+        # One ReLU a part gives each a tensor of its own: products with rows that are far apart take far longer.
+        aggregated = [F.relu(part) for part in torch.split(self.aggregate(inputs), self.aggregations, dim=1)]
         if self.parallel:
-            outputs = torch.cat([block(inputs, part) for block, part in zip(self.blocks, aggregated, strict=True)], 1)
+            outputs = torch.cat(self._side_by_side(inputs, aggregated), dim=1)
         else:
             outputs = inputs
             for block, part in zip(self.blocks, aggregated, strict=True):
                 outputs = block(outputs, part)
         return outputs if self.mlp is None else self.mlp(outputs)
+
+    def _side_by_side(self, inputs: Tensor, aggregated: Sequence[Tensor]) -> list[Tensor]:
+        blocks: list[MaskBlock] = list(self.blocks)  # type: ignore[arg-type]
+        if any(block.input_norm is not None for block in blocks) or torch.compiler.is_compiling():
+            return [block(inputs, part) for block, part in zip(blocks, aggregated, strict=True)]
+        masks = [block.mask(part) for block, part in zip(blocks, aggregated, strict=True)]
+        products = _Products.apply(inputs, *masks)  # type: ignore[no-untyped-call]
+        return [block.after_product(product) for block, product in zip(blocks, products, strict=True)]
+
+
+class _Products(torch.autograd.Function):
+    """One factor times each of several; the gradient of the one is summed as it is made."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(inputs, *masks)
+        return tuple(mask * inputs for mask in masks)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, *masks = ctx.saved_tensors
+        total: Tensor | None = None
+        if ctx.needs_input_grad[0]:
+            total = gradients[0] * masks[0]
+            for gradient, mask in zip(gradients[1:], masks[1:], strict=True):
+                total.addcmul_(gradient, mask)
+        return total, *(gradient * inputs for gradient in gradients)
 
 
 def _aggregation(block: MaskBlockConfig, width: int) -> int:

@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from tml.core.bfloat16 import Linear
 from tml.projects.home.recap.config import MlpConfig
 
 
@@ -26,7 +27,7 @@ class MLP(nn.Module):
         self.out_width = config.layer_sizes[-1]
         self.layers = nn.Sequential()
         for depth, (before, after) in enumerate(pairwise((width, *config.layer_sizes)), start=1):
-            linear = nn.Linear(before, after)
+            linear = Linear(before, after)
             nn.init.xavier_uniform_(linear.weight, generator=generator)
             nn.init.zeros_(linear.bias)
             self.layers.append(linear)
@@ -35,7 +36,7 @@ class MLP(nn.Module):
             if config.batch_norm:
                 norm = config.batch_norm
                 self.layers.append(nn.BatchNorm1d(after, affine=norm.affine, momentum=norm.momentum))
-            self.layers.append(nn.ReLU())
+            self.layers.append(nn.ReLU(inplace=True))  # no layer here keeps its outputs for the backward
             if config.dropout:
                 self.layers.append(nn.Dropout(config.dropout.rate))
 

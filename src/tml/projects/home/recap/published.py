@@ -28,6 +28,7 @@ from tml.core.distributed import data_parallel, is_first_rank, pick_device, proc
 from tml.core.errors import ConfigError, DataError, MissingStage
 from tml.core.files import read_json, write_json, write_text
 from tml.core.lock import alone
+from tml.core.memory import keep_freed_memory
 from tml.core.train_state import load_model
 from tml.core.training import TrainState, averaged, resume, train
 from tml.projects.home.recap.model import HeavyRanker, RankerLoss
@@ -54,6 +55,7 @@ def train_published(config: PublishedConfig, folder: Path) -> dict[str, Any]:
         ConfigError: the folder holds the training of another config, or data and model do not fit.
         UserError: what is wrong with the data, or a loss that is not finite.
     """
+    keep_freed_memory()
     with process_group(), alone(folder) if is_first_rank() else nullcontext():
         _say_without_effect(config)
         inputs = PublishedInputs(config)
@@ -171,7 +173,8 @@ def _training_mark(config: PublishedConfig) -> str:
     places = {"inputs", "explicit_date_inputs", "explicit_datetime_inputs", "evaluation_tasks"}
     data = config.train_data.model_dump(mode="json", exclude=places | TensorflowKnobs.model_fields.keys())
     data["seg_dense_schema"].pop("schema_path")
-    return fingerprint(config.seed, config.model, data, config.optimizer, config.training.gradient_accumulation)
+    training = (config.training.gradient_accumulation, config.training.precision)
+    return fingerprint(config.seed, config.model, data, config.optimizer, *training)
 
 
 def _say_without_effect(config: PublishedConfig) -> None:

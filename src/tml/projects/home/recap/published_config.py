@@ -20,6 +20,7 @@ from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, field_valida
 
 from tml.core.config import BaseConfig, load_config
 from tml.core.errors import ConfigError
+from tml.core.precision import Precision
 from tml.core.training import TrainingConfig
 from tml.data.segdense.config import SegdenseConfig
 from tml.projects.home.recap.calibration import sampling_ratio
@@ -43,6 +44,7 @@ class PublishedTraining(BaseConfig):
         initial_checkpoint_dir: where a new training takes its first weights from: a run folder, or a folder with
             checkpoints. Steps, rates and the optimizer begin anew.
         gradient_accumulation: batches a step, whose gradients are averaged.
+        precision: `float32`, `bfloat16` beside float32 weights, or `auto`: whichever is faster; not in the release.
     """
 
     num_train_steps: PositiveInt = 10_000
@@ -55,6 +57,7 @@ class PublishedTraining(BaseConfig):
     save_dir: Path | None = None
     initial_checkpoint_dir: Path | None = None
     gradient_accumulation: PositiveInt = 1
+    precision: Precision = "auto"
 
     @field_validator("num_eval_steps")
     @classmethod
@@ -72,6 +75,7 @@ class PublishedTraining(BaseConfig):
             checkpoint_every=self.checkpoint_every_n,
             checkpoints_to_keep=self.checkpoint_max_to_keep,
             accumulate_batches=self.gradient_accumulation,
+            precision=self.precision,
         )
 
 

@@ -15,6 +15,8 @@ from tml.core.config import BaseConfig, parse_config
 from tml.core.distributed import data_parallel, gathered, is_first_rank, pick_device, ranks, unwrap
 from tml.core.errors import DataError, MissingStage
 from tml.core.files import whole_file
+from tml.core.memory import keep_freed_memory
+from tml.core.precision import Precision
 from tml.core.training import TrainingConfig, TrainResult, TrainState, averaged, resume, train
 from tml.data.examples import Schema, vector_values
 from tml.data.reader import POOL_BYTES, ExampleReader
@@ -26,6 +28,13 @@ from tml.projects.home.recap.config import InputShapes, ModelConfig
 from tml.projects.home.recap.data import DEFAULT_EMBEDDINGS, EmbeddingInput, RankerInputs, print_skipped
 from tml.projects.home.recap.model import HeavyRanker, RankerLoss
 from tml.projects.home.recap.optimizer import MultiTaskLearningRates, RecapOptimizerConfig, build_optimizer
+
+
+class RankerTraining(TrainingConfig):
+    """How long to train and what to do on the way; in bfloat16 where that is faster."""
+
+    precision: Precision = "auto"
+
 
 EVALUATION_ROWS = 20_000
 """Held-out examples that are looked at on the way; the evaluation after training looks at all."""
@@ -54,7 +63,7 @@ class RecapConfig(BaseConfig):
     embedding_optimizer: OptimizerConfig | None = None
     batch_size: int = Field(512, ge=2)
     epochs: float = Field(2.0, gt=0)
-    training: TrainingConfig = TrainingConfig(num_steps=None, log_every=50, evaluate_every=200, checkpoint_every=200)
+    training: RankerTraining = RankerTraining(num_steps=None, log_every=50, evaluate_every=200, checkpoint_every=200)
     pool_bytes: int = Field(POOL_BYTES, ge=1)
     on_error: OnError = "stop"
 
@@ -93,6 +102,7 @@ def train_recap(
         fingerprint: of everything the training depends on; checkpoints of another are not resumed.
     """
     rank, world_size = ranks()
+    keep_freed_memory()
     schema = Schema.read(examples)
     inputs = RankerInputs(schema, config.embeddings, embeddings, config.model)
     reader = ExampleReader(
