@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tml.core.config import BaseConfig
 from tml.core.errors import ConfigError, DataError, MissingStage
-from tml.data.examples import KEYS, Schema, to_tensors
+from tml.data.examples import KEYS, SEQUENCE, Schema, to_tensors, vector_values
 from tml.embeddings.files import Embeddings, read_embeddings
 from tml.projects.home.recap.config import InputShapes, ModelConfig
 from tml.projects.home.recap.featurize import Featurization
@@ -70,6 +70,14 @@ class RankerInputs:
         self.model = model or ModelConfig()
         large, debias = self.model.large_embeddings, self.model.position_debias_config
         self.id_columns = list(dict.fromkeys(table.column for table in large.tables)) if large else []
+        self.reads_sequence = self.model.sequence_config is not None
+        if self.reads_sequence and "post_id" not in self.id_columns:
+            self.id_columns.append("post_id")
+        if self.reads_sequence and not schema.sequence:
+            raise ConfigError(
+                "sequence_config: found one, but the dataset does not say what viewers were shown last; "
+                "features.sequence makes that"
+            )
         unknown = [column for column in self.id_columns if column not in KEYS]
         if unknown:
             raise ConfigError(f"large_embeddings: found the column {unknown[0]}, allowed are {', '.join(KEYS)}")
@@ -92,6 +100,8 @@ class RankerInputs:
             discrete=tuple(len(column.vocabulary) + 1 for column in self.schema.discrete),
             embeddings={**self.schema.embeddings, **{name: table.width for name, (_, table) in self.tables.items()}},
             trained={name: len(table) + 1 for name, (_, table) in self.tables.items() if name in self.trained},
+            sequence_length=int(self.schema.sequence.get("length", 0)),
+            sequence_engagements=len(self.schema.sequence.get("engagements", ())),
             tasks=tuple(self.schema.tasks),
             names={
                 "continuous": tuple(self.schema.continuous),
@@ -105,6 +115,7 @@ class RankerInputs:
     def columns(self) -> list[str]:
         """The columns of the examples that a batch is made of."""
         position = ["position"] if self.reads_position else []
+        position += SEQUENCE if self.reads_sequence else ()
         keys = dict.fromkeys([*(key for key, _ in self.tables.values()), *self.id_columns, *position])
         return [*keys, *self.schema.widths(), *self.schema.tasks]
 
@@ -116,6 +127,8 @@ class RankerInputs:
             found = vectors.rows(ids) + 1 if name in self.trained else vectors.lookup(ids)
             batch[name] = torch.from_numpy(found)
         batch |= self.ids(table)
+        for name in SEQUENCE if self.reads_sequence else ():
+            batch[name] = torch.from_numpy(np.array(vector_values(table[name])))
         if self.reads_position:
             positions = table["position"].combine_chunks().fill_null(UNKNOWN)
             batch["position"] = torch.from_numpy(positions.to_numpy().astype(np.int64))
