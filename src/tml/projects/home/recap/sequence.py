@@ -65,7 +65,11 @@ class SequenceAttention(nn.Module):
         self.age = nn.Parameter(torch.empty(AGES, width))
         self.age_bias = nn.Parameter(torch.zeros(AGES, self.heads))
         nn.init.normal_(self.age, std=0.1, generator=generator)
-        self.query, self.key, self.value = nn.Linear(width, width), nn.Linear(2 * width, width), nn.Linear(2 * width, width)
+        self.query, self.key, self.value = (
+            nn.Linear(width, width),
+            nn.Linear(2 * width, width),
+            nn.Linear(2 * width, width),
+        )
         for linear in (self.outcome, self.query, self.key, self.value):
             nn.init.xavier_uniform_(linear.weight, generator=generator)
             nn.init.zeros_(linear.bias)
