@@ -1,13 +1,16 @@
 """Target attention over what a viewer was shown last: the formula in NumPy, what is not there, and what it learns."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from pydantic import ValidationError
 
 from tml.core.errors import ConfigError
 from tml.data.id_numbers import NO_ID
+from tml.embeddings.files import Embeddings
 from tml.projects.home.recap.config import InputShapes, ModelConfig, SequenceAttentionConfig
+from tml.projects.home.recap.data import ShownVectors
 from tml.projects.home.recap.model import HeavyRanker
 from tml.projects.home.recap.sequence import AGES, SequenceAttention
 
@@ -16,7 +19,8 @@ CONFIG = SequenceAttentionConfig(num_embeddings=50, embedding_dim=6, num_heads=2
 
 def make(config: SequenceAttentionConfig = CONFIG) -> SequenceAttention:
     generator = torch.Generator().manual_seed(0)
-    attention = SequenceAttention(config, engagements=3, generator=generator)
+    attention = SequenceAttention(config, engagements=3, vectors=(9, 4), generator=generator)
+    attention.initialise(torch.randn(8, 4, generator=generator))
     with torch.no_grad():
         for parameter in attention.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
@@ -33,6 +37,8 @@ def batch(rows: int, length: int) -> dict[str, torch.Tensor]:
         "sequence_posts": torch.where(there, posts, NO_ID),
         "sequence_outcomes": torch.randint(0, 8, (rows, length), generator=generator, dtype=torch.int32),
         "sequence_ages": seconds,
+        "sequence_rows": torch.randint(0, 9, (rows, length), generator=generator),
+        "sequence_target_row": torch.randint(0, 9, (rows,), generator=generator),
         "post_id": torch.randint(0, 40, (rows,), generator=generator),
     }
 
@@ -45,10 +51,11 @@ def slow(attention: SequenceAttention, inputs: dict[str, torch.Tensor], row: int
     def linear(name: str, x: np.ndarray) -> np.ndarray:
         return weights[f"{name}.weight"] @ x + weights[f"{name}.bias"]
 
-    def post(identifier: int) -> np.ndarray:
-        return attention.posts(torch.tensor([identifier])).detach().double().numpy()[0]
+    def post(identifier: int, row: torch.Tensor) -> np.ndarray:
+        own = attention.posts(torch.tensor([identifier])).detach().double().numpy()[0]
+        return own + weights["projection.weight"] @ weights["vectors"][row]
 
-    target = post(int(inputs["post_id"][row]))
+    target = post(int(inputs["post_id"][row]), inputs["sequence_target_row"][row])
     query, part = linear("query", target), 3
     scores: list[list[float]] = [[], []]
     values = []
@@ -59,7 +66,7 @@ def slow(attention: SequenceAttention, inputs: dict[str, torch.Tensor], row: int
         age = AGES - 1 if seconds < 0 else min(int(np.log2(seconds / 60 + 1)), AGES - 2)
         outcome = int(inputs["sequence_outcomes"][row, place])
         told = linear("outcome", np.array([outcome >> bit & 1 for bit in range(3)])) + weights["age"][age]
-        event = np.concatenate([post(identifier), told])
+        event = np.concatenate([post(identifier, inputs["sequence_rows"][row, place]), told])
         key = linear("key", event)
         values.append(linear("value", event))
         for head in range(2):
@@ -137,3 +144,15 @@ def test_what_does_not_fit_is_refused() -> None:
         SequenceAttentionConfig(embedding_dim=6)
     with pytest.raises(ConfigError, match="sequence_config: found one, but the dataset has no sequences"):
         HeavyRanker(ModelConfig(sequence_config=CONFIG), InputShapes(continuous=1, tasks=("a",)))
+
+
+def test_vectors_of_a_file_have_one_length_and_an_unknown_post_has_none() -> None:
+    attention = make()
+    lengths = attention.vectors.norm(dim=1)
+    torch.testing.assert_close(lengths, torch.tensor([0.0] + [2.0] * 8))
+    shown = ShownVectors(Embeddings(pa.array([30, 10, 20]), np.array([[3.0], [1.0], [2.0]], np.float32)))
+    rows = shown.rows(torch.tensor([[10, 30, 15], [20, NO_ID, 99]]))
+    assert rows.tolist() == [[1, 3, 0], [2, 0, 0]]
+    assert shown.vectors[:, 0].tolist() == [1.0, 2.0, 3.0]
+    assert shown.shape == (4, 1)
+    assert ShownVectors(Embeddings(pa.array([], pa.int64()), np.zeros((0, 1), np.float32))).rows(rows).sum() == 0

@@ -241,6 +241,8 @@ class InputShapes(BaseConfig):
     """How many posts the dataset has of those that the viewer was shown last."""
     sequence_engagements: int = Field(default=0, ge=0)
     """How many engagements it tells of each."""
+    sequence_vectors: tuple[PositiveInt, PositiveInt] | None = None
+    """Rows, of which 0 is the unknown post's, and width of the vectors of posts that a file has for it."""
     tasks: tuple[str, ...] = Field(min_length=1)
     """The labels' names."""
     names: dict[Literal["continuous", "binary", "discrete"], tuple[str, ...]] = Field(default_factory=dict)

@@ -19,11 +19,13 @@ from torch import Tensor
 from tml.core.config import BaseConfig
 from tml.core.errors import ConfigError, DataError, MissingStage
 from tml.data.examples import KEYS, SEQUENCE, Schema, to_tensors, vector_values
+from tml.data.id_numbers import id_numbers
 from tml.embeddings.files import Embeddings, read_embeddings
 from tml.projects.home.recap.config import InputShapes, ModelConfig
 from tml.projects.home.recap.featurize import Featurization
 from tml.projects.home.recap.large_embeddings import id_tensor
 from tml.projects.home.recap.position import UNKNOWN
+from tml.projects.home.recap.sequence import POSTS, ROWS, TARGET_ROW
 
 
 class EmbeddingInput(BaseConfig):
@@ -44,6 +46,29 @@ DEFAULT_EMBEDDINGS = {
     "user_embedding": EmbeddingInput(nodes="user", key="user_id"),
     "author_embedding": EmbeddingInput(nodes="author", key="author_id"),
 }
+
+
+class ShownVectors:
+    """A file's vectors of posts, in the order of their ids' numbers, for sequences of such numbers.
+
+    Attributes:
+        vectors: (ids, width).
+        shape: of the model's table, which has a row 0 for ids without a vector.
+    """
+
+    def __init__(self, embeddings: Embeddings) -> None:
+        numbers = id_numbers(embeddings.ids, "id")
+        order = np.argsort(numbers)
+        self.numbers, self.vectors = numbers[order], embeddings.vectors[order]
+        self.shape = (len(embeddings) + 1, embeddings.width)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """The row of each id, in the shape of `ids`; 0 for one without a vector."""
+        found = ids.numpy()
+        if not len(self.numbers):
+            return torch.zeros_like(ids)
+        place = np.minimum(np.searchsorted(self.numbers, found), len(self.numbers) - 1)
+        return torch.from_numpy(np.where(self.numbers[place] == found, place + 1, 0))
 
 
 class RankerInputs:
@@ -89,6 +114,13 @@ class RankerInputs:
             if not path.exists():
                 raise MissingStage(f"{path}: no such embeddings for {name}; `tml twhin train` makes them")
             self.tables[name] = (source.key, read_embeddings(path))
+        self.shown: ShownVectors | None = None
+        sequence = self.model.sequence_config
+        if folder and sequence and sequence.nodes:
+            path = folder / f"{sequence.nodes}.parquet"
+            if not path.exists():
+                raise MissingStage(f"{path}: no such embeddings for sequence_config; `tml twhin train` makes them")
+            self.shown = ShownVectors(read_embeddings(path))
 
     def shapes(self) -> InputShapes:
         """Columns, vocabularies (one more than the words: 0 is unknown), widths and tasks."""
@@ -102,6 +134,7 @@ class RankerInputs:
             trained={name: len(table) + 1 for name, (_, table) in self.tables.items() if name in self.trained},
             sequence_length=int(self.schema.sequence.get("length", 0)),
             sequence_engagements=len(self.schema.sequence.get("engagements", ())),
+            sequence_vectors=None if self.shown is None else self.shown.shape,
             tasks=tuple(self.schema.tasks),
             names={
                 "continuous": tuple(self.schema.continuous),
@@ -129,6 +162,9 @@ class RankerInputs:
         batch |= self.ids(table)
         for name in SEQUENCE if self.reads_sequence else ():
             batch[name] = torch.from_numpy(np.array(vector_values(table[name])))
+        if self.shown is not None:
+            batch[ROWS] = self.shown.rows(batch[POSTS])
+            batch[TARGET_ROW] = self.shown.rows(batch["post_id"])
         if self.reads_position:
             positions = table["position"].combine_chunks().fill_null(UNKNOWN)
             batch["position"] = torch.from_numpy(positions.to_numpy().astype(np.int64))
@@ -144,6 +180,8 @@ class RankerInputs:
             if name in self.trained:
                 rows = torch.from_numpy(np.pad(vectors.vectors, ((1, 0), (0, 0))))
                 featurization.initialise(name, rows)
+        if self.shown is not None and featurization.sequence is not None:
+            featurization.sequence.initialise(torch.from_numpy(self.shown.vectors))
 
     def require_rows_of(self, featurization: Featurization) -> None:
         """Refuse files of embeddings that have other ids than those which the model's tables were made for.
@@ -155,6 +193,10 @@ class RankerInputs:
             rows = featurization.rows_of(name) if name in self.trained else None
             if rows is not None and rows != len(vectors) + 1:
                 raise DataError(f"{name}: found {len(vectors)} ids, but the model was trained with {rows - 1}")
+        if self.shown is not None and featurization.sequence is not None:
+            found, allowed = self.shown.shape, tuple(featurization.sequence.vectors.shape)
+            if found != allowed:
+                raise DataError(f"sequence_config: found vectors of {found}, the model was trained with {allowed}")
 
     def as_if_first(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The batch as if every post stood at position 0: a ranking must not lean on where a post was served.

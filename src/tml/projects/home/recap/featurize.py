@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tml.core.errors import ConfigError, DataError
-from tml.data.examples import SEQUENCE
 from tml.embeddings.local import LocalTables
 from tml.projects.home.recap.config import (
     BatchNormConfig,
@@ -204,9 +203,11 @@ class Featurization(nn.Module):
         if config.sequence_config:
             if not shapes.sequence_length:
                 raise ConfigError("sequence_config: found one, but the dataset has no sequences")
-            self.sequence = SequenceAttention(config.sequence_config, shapes.sequence_engagements, generator)
+            self.sequence = SequenceAttention(
+                config.sequence_config, shapes.sequence_engagements, shapes.sequence_vectors, generator
+            )
             self.columns += self.sequence.columns
-            self.widths |= dict.fromkeys(SEQUENCE, shapes.sequence_length)
+            self.widths |= dict.fromkeys(self.sequence.lists, shapes.sequence_length)
             self.fields += self.sequence.fields
         self.position: PositionDebias | None = None
         self.register_buffer("kept", None, persistent=False)

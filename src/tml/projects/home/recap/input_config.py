@@ -150,6 +150,8 @@ class SequenceAttentionConfig(BaseConfig):
 
     num_embeddings: PositiveInt = Field(default=20_000, ge=2)
     """Rows of the table of posts, found by hash."""
+    nodes: str | None = None
+    """The name of a file of embeddings with vectors of posts, as `post`, which then join the trained ones."""
     embedding_dim: PositiveInt = 16
     num_heads: PositiveInt = 4
     drop_probability: float = Field(default=0.0, ge=0, lt=1)
