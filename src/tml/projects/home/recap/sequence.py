@@ -124,7 +124,8 @@ class SequenceAttention(nn.Module):
         if self.projection is None:
             return vectors
         assert rows is not None
-        return vectors + self.projection(self.vectors[rows])
+        both: Tensor = vectors + self.projection(self.vectors[rows])
+        return both
 
     @torch.no_grad()
     def initialise(self, vectors: Tensor) -> None:
