@@ -178,3 +178,20 @@ def test_a_damaged_file_is_named(full_run, tmp_path, name):
     (run / name).write_text("{ no\nno\n")
     with pytest.raises(DataError, match=re.escape(name)):
         write_report(run)
+
+
+def test_segments_have_a_table_and_a_picture(full_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(full_run, run)
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    figures = {"examples": 900, "positives": 40, "auc": 0.7654, "rce": 3.0, "calibration": 1.5}
+    few = {**figures, "positives": 3, "auc": None, "calibration": 9.0}
+    tasks = list(evaluation["tasks"])
+    evaluation["segments"] = {"age": {"<1 h": dict.fromkeys(tasks, figures), "older": dict.fromkeys(tasks, few)}}
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    text = write_report(run).read_text()
+    assert "By the post&#x27;s age" in text
+    assert "&lt;1 h" in text
+    assert text.count("0.765") == len(tasks)
+    assert "Calibration by the post" in text
+    assert "By segment" not in write_report(full_run).read_text()

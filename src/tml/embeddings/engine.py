@@ -43,6 +43,16 @@ class TableEngine(Protocol):
         What several calls before one step give a row is added up.
         """
 
+    def begin(self, batch: Mapping[str, Any]) -> None:
+        """Make ready for the reads and the gradients of a training batch; whoever trains calls it before them.
+
+        Args:
+            batch: has `reads`, by table the `rows` that are read and the same rows `unique`, each once and ascending.
+        """
+
+    def finish(self) -> None:
+        """Take note that the gradients of the batch have all been added."""
+
 
 def lookup(engine: TableEngine, name: str, rows: Tensor) -> Tensor:
     """Read rows with a gradient.

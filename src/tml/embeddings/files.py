@@ -47,7 +47,10 @@ class Embeddings:
             >>> table.lookup(["b", "z"]).tolist()
             [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
         """
-        rows = self.rows(ids)
+        return self.at(self.rows(ids))
+
+    def at(self, rows: npt.NDArray[np.int64]) -> Vectors:
+        """The vectors of some rows, (rows, width) float32; zeros for -1."""
         found = np.zeros((len(rows), self.width), np.float32)
         found[rows >= 0] = self.vectors[rows[rows >= 0]]
         return found

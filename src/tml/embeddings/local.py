@@ -12,7 +12,7 @@ vector `scale` on the mean, whatever the dimension.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,15 @@ from tml.embeddings.engine import lookup
 DataType = Literal["fp32", "fp16", "bf16"]
 
 TYPES: Mapping[DataType, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def sparse_table(
+    rows: int, dim: int, generator: torch.Generator, scale: float = 1.0, dtype: torch.dtype = torch.float32
+) -> nn.Embedding:
+    """One table (rows, dim) with sparse gradients, its vectors of the mean length `scale`, kept as `dtype`."""
+    vectors = torch.empty(rows, dim, device=generator.device)
+    vectors.normal_(0.0, scale / dim**0.5, generator=generator)
+    return nn.Embedding(rows, dim, sparse=True, _weight=vectors.to(dtype))
 
 
 class LocalTables(nn.Module):
@@ -55,10 +64,8 @@ class LocalTables(nn.Module):
         self._number = {name: number for number, name in enumerate(self._sizes)}
         self.tables = nn.ModuleList()
         for name, rows in sizes.items():
-            vectors = torch.empty(rows, dim, device=generator.device)
-            vectors.normal_(0.0, scale / dim**0.5, generator=generator)
-            kept = vectors.to(TYPES[(types or {}).get(name, "fp32")])
-            self.tables.append(nn.Embedding(rows, dim, sparse=True, _weight=kept, _freeze=name in frozen))
+            table = sparse_table(rows, dim, generator, scale, TYPES[(types or {}).get(name, "fp32")])
+            self.tables.append(table.requires_grad_(name not in frozen))
 
     def forward(self, name: str, rows: Tensor) -> Tensor:
         """Vectors of rows of any shape, int64, with a gradient: shape of `rows` with the dimension behind it."""
@@ -92,14 +99,13 @@ class LocalTables(nn.Module):
 
     def add_gradients(self, name: str, rows: Tensor, gradients: Tensor) -> None:
         """Keep the gradients of rows, each one there once, for the optimizer's next step."""
-        table = self._table(name)
-        gradient = torch.sparse_coo_tensor(
-            rows.unsqueeze(0), gradients, table.shape, is_coalesced=True, check_invariants=False
-        )
-        if table.dtype != gradient.dtype:
-            # A copied parameter has forgotten it.
-            table.grad_dtype = gradient.dtype
-        table.grad = gradient if table.grad is None else table.grad + gradient
+        give_gradient(self._table(name), rows, gradients)
+
+    def begin(self, batch: Mapping[str, Any]) -> None:
+        """Nothing is to be done before a batch."""
+
+    def finish(self) -> None:
+        """Nothing is left to be done after the gradients of a batch."""
 
     def vectors(self, name: str) -> Tensor:
         """All vectors of a table, (rows, dimension), without a gradient."""
@@ -113,3 +119,19 @@ class LocalTables(nn.Module):
         weight = self.tables[self._number[name]].weight
         assert isinstance(weight, Tensor)
         return weight
+
+
+def give_gradient(table: Tensor, rows: Tensor, gradients: Tensor) -> None:
+    """Add to the gradient of a table by rows, (n,) int64 in any order, each one there once."""
+    if table.grad is not None:
+        before = table.grad
+        rows, place = torch.unique(torch.cat([before._indices()[0], rows]), return_inverse=True)
+        both = torch.cat([before._values(), gradients])
+        gradients = both.new_zeros(len(rows), both.shape[1]).index_add_(0, place, both)
+    gradient = torch.sparse_coo_tensor(
+        rows.unsqueeze(0), gradients, table.shape, is_coalesced=True, check_invariants=False
+    )
+    if table.dtype != gradient.dtype:
+        # A copied parameter has forgotten it.
+        table.grad_dtype = gradient.dtype
+    table.grad = gradient

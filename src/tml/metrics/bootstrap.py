@@ -170,7 +170,7 @@ def interval(draws: Floats, confidence: float = 0.95) -> Interval | None:
     """The interval of a metric by its values in the draws; None where fewer than half of them have one.
 
     Example:
-        >>> interval(np.arange(101.0), confidence=0.9).low
+        >>> round(interval(np.arange(101.0), confidence=0.9).low, 6)
         5.0
     """
     defined = draws[np.isfinite(draws)]

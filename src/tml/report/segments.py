@@ -24,7 +24,7 @@ NOTES = {
 }
 LEAST_POSITIVES = 20
 """A task with fewer in a bucket has no dot there: its calibration would be chance."""
-WIDTH, HEIGHT = 420, 190
+WIDTH, HEIGHT = 760, 240
 
 
 def segment_cards(segments: Mapping[str, Any], tasks: Sequence[str]) -> str:
@@ -34,7 +34,7 @@ def segment_cards(segments: Mapping[str, Any], tasks: Sequence[str]) -> str:
 
 def _card(name: str, buckets: Mapping[str, Mapping[str, Any]], tasks: Sequence[str]) -> str:
     shown = [task for task in tasks if any(bucket[task]["auc"] is not None for bucket in buckets.values())]
-    head = "".join(f'<th scope="col">{escape(plain_name(task))}</th>' for task in shown)
+    head = "".join(f'<th scope="col" style="white-space:normal">{escape(plain_name(task))}</th>' for task in shown)
     rows = "".join(
         f'<tr><th scope="row">{escape(label)}</th><td>{max(v["examples"] for v in bucket.values()):,}</td>'
         + "".join(f"<td>{number(bucket[task]['auc'], 3)}</td>" for task in shown)
@@ -71,7 +71,7 @@ def _calibration(title: str, buckets: Mapping[str, Mapping[str, Any]], tasks: Se
     base = alt.Chart(alt.InlineData(values=rows))
     x = alt.X("bucket:N", sort=list(buckets), title=None, axis=alt.Axis(labelAngle=0, labelLimit=90))
     end = max(2.0, *(max(row["ratio"], 1 / row["ratio"]) for row in rows))
-    scale = alt.Scale(type="log", domain=[1 / end, end])
+    scale = alt.Scale(type="log", domain=[1 / end, end], nice=False)
     y = alt.Y("ratio:Q", title="predicted / observed", scale=scale, axis=alt.Axis(values=[0.25, 0.5, 1, 2, 4]))
     paint = alt.Color("color:N", scale=None, legend=None)
     right = (

@@ -173,12 +173,17 @@ def test_pretrained_vectors_are_joined_frozen_or_trained_from_the_file_on(
         ranker = load_ranker(folder / "model.safetensors")
         inputs = RankerInputs(Schema.read(examples), config.embeddings, embeddings, config.model)
         found = inputs.batch(table)["user_embedding"]
+        # The last users have no vector, and the column behind those of the dataset says so.
+        known = inputs.batch(table)["binary"][:, -1].tolist()
+        assert known == [float(user in vectors.ids.to_pylist()) for user in table["user_id"].to_pylist()]
+        assert 0 < sum(known) < len(known)
+        assert inputs.shapes().names["binary"][-1] == "user_embedding_is_known"
         if not trained:
             np.testing.assert_array_equal(found, vectors.lookup(table["user_id"].combine_chunks()))
             continue
         rows = {f"u{user}": user + 1 for user in range(USERS - 5)}
         assert found.tolist() == [rows.get(user, 0) for user in table["user_id"].to_pylist()]
-        learnt = ranker.featurization.trained["user_embedding"].vectors("user_embedding").numpy()
+        learnt = ranker.featurization.trained["user_embedding"].weight.detach().numpy()
         assert learnt.shape == (USERS - 4, 6)
         change = np.abs(learnt[1:] - vectors.vectors).max(axis=1)
         assert (change > 0).all()

@@ -286,7 +286,7 @@ def test_all_embeddings_come_last_and_their_widths_are_the_fields() -> None:
     _, _, author, small, large, position = outputs.split([CONTINUOUS + BINARY, *featurization.fields], dim=1)
     assert featurization.large is not None
     assert featurization.position is not None
-    table = featurization.trained["author"].vectors("author")
+    table = featurization.trained["author"].weight.detach()
     torch.testing.assert_close(author, featurization.embedding_norms["author"](table[inputs["author"]]))
     torch.testing.assert_close(small, featurization.discrete(inputs["discrete"]))
     torch.testing.assert_close(large, featurization.large(inputs))
@@ -316,9 +316,9 @@ def test_trained_vectors_start_at_those_given() -> None:
     featurization = Featurization(WITH_ALL, NAMED)
     vectors = torch.randn(7, 4, generator=torch.Generator().manual_seed(1))
     featurization.initialise("author", vectors)
-    torch.testing.assert_close(featurization.trained["author"].vectors("author"), vectors)
+    torch.testing.assert_close(featurization.trained["author"].weight.detach(), vectors)
     featurization(full_batch()).sum().backward()
-    assert featurization.trained["author"].tables["author"].weight.grad.is_sparse
+    assert featurization.trained["author"].weight.grad.is_sparse
     with pytest.raises(DataError, match=r"author: found vectors of \(6, 4\), the model needs \(7, 4\)"):
         featurization.initialise("author", vectors[:6])
 

@@ -118,10 +118,40 @@ def test_a_node_type_that_is_both_ends_has_one_gradient(graph):
 @pytest.mark.parametrize("block", [8, 40, 10_000])
 def test_blocks_change_nothing(graph, monkeypatch, block, score):
     monkeypatch.setattr(gradients, "BLOCK", block)
+    monkeypatch.setattr(gradients, "LEAST", 1)
     edges = np.flatnonzero(np.isin(graph.rel, [0, 2]))[::12]
     _check_against_the_reference(graph, _config(score=score), edges)
     config = _config(score=score, reciprocal=True, all_negatives=True, loss="softmax")
     _check_against_the_reference(graph, config, edges)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"score": "cosine", "temperature": 0.3},
+        {"score": "dot", "reciprocal": True, "all_negatives": True, "exclude_known_edges": True},
+        {"operator": "complex_diagonal", "temperature": 2.0},
+    ],
+)
+@pytest.mark.parametrize("block", [40, 10_000])
+def test_products_in_bfloat16_are_near_those_in_float64(graph, monkeypatch, block, fields):
+    monkeypatch.setattr(gradients, "BLOCK", block)
+    monkeypatch.setattr(gradients, "LEAST", 1)
+    found = {}
+    for products in ("fp32", "bf16"):
+        config = _config(products=products, loss="softmax", **{**fields, "embedding_dim": 32})
+        edges = np.flatnonzero(graph.rel == 0)
+        known = KnownEdges([graph]) if config.exclude_known_edges else None
+        batch = _batch(graph, config, edges, np.linspace(0.5, 3, len(edges)).astype(np.float32), known)
+        model = _model(graph, config)
+        model = model.float() if products == "bf16" else model
+        loss, _ = model(batch)
+        loss.backward()
+        tables = (_table(model, name).grad.to_dense() for name in ("user", "author"))
+        found[products] = loss, model.operators.weights.grad, *tables
+    for narrow, wide in zip(found["bf16"], found["fp32"], strict=True):
+        assert narrow.dtype == torch.float32
+        assert (narrow.double() - wide).norm() < 0.01 * wide.norm()
 
 
 def test_a_loss_measured_on_some_edges_is_near_that_of_all(graph, monkeypatch):
@@ -277,3 +307,31 @@ def test_queries_with_candidates_score_as_edges_do(graph, fields):
             torch.testing.assert_close(matrix.reshape(-1), model.score(0, *ends, side))
         both = [model.score(0, heads[:5], tails, side) for side in ("head", "tail")]
         torch.testing.assert_close(model.score(0, heads[:5], tails), sum(both) / 2)
+
+
+def test_edges_of_weight_zero_teach_nothing(graph):
+    config, edges = _config(), np.flatnonzero(graph.rel == 1)[:9]
+    model = _model(graph, config)
+    loss, _ = model(_batch(graph, config, edges, np.zeros(9, np.float32)))
+    loss.backward()
+    assert loss.item() == 0
+    assert not _table(model, "user").grad.to_dense().any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("fields", [{}, {"score": "l2"}, {"score": "l1"}, {"reciprocal": True, "loss": "softmax"}])
+def test_an_accelerator_gives_the_same_gradients(graph, fields):
+    config, edges = _config(**fields), np.flatnonzero(np.isin(graph.rel, [0, 2]))
+    weight = np.linspace(0.2, 3.0, len(edges), dtype=np.float32)
+    batch = _batch(graph, config, edges, weight)
+    results = []
+    for device in ("cpu", "cuda"):
+        model = _model(graph, config).to(device)
+        moved = {name: value.to(device) for name, value in batch.items() if name != "reads"}
+        moved["reads"] = {n: {k: v.to(device) for k, v in read.items()} for n, read in batch["reads"].items()}
+        loss, _ = model(moved)
+        loss.backward()
+        results.append([loss.detach().cpu(), *(_table(model, n).grad.to_dense().cpu() for n in ("user", "author"))])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)

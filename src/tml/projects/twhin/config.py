@@ -128,11 +128,22 @@ class EmbeddingsConfig(BaseConfig):
         tables: the node types that have something of their own.
         optimizer: of all other node types.
         initial_scale: the mean length of a vector at the start; small, so that chance is soon outweighed.
+        memory: how much memory the vectors and their optimizers' state may take, as `4GB` or `500MB`. Where they need
+            more, large tables are cut into partitions on disk; null keeps all in memory.
     """
 
     tables: tuple[TableConfig, ...] = ()
     optimizer: OptimizerConfig = _adagrad(0.04)
     initial_scale: float = Field(default=0.03, gt=0)
+    memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)?(KB|MB|GB|TB)$")] | None = None
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """`memory` as a number."""
+        if self.memory is None:
+            return None
+        units = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+        return round(float(self.memory[:-2]) * units[self.memory[-2:]])
 
     @model_validator(mode="after")
     def _names_once(self) -> Self:
@@ -159,6 +170,9 @@ class TwhinConfig(BaseConfig):
             `margin`, negatives must score less than the edge by the margin.
         margin: of the loss of that name.
         negative_weight: of the logistic loss: what all negatives of an edge weigh together, the edge itself weighing 1.
+        products: the numbers that matrices are multiplied in to compare edges with negatives: fp32; or bf16, with
+            `softmax` and with `dot` or `cosine`, several times faster where there are many negatives and the processor
+            has AMX (`narrow.py`).
         temperature: scores are divided by it before the loss; cosines, at most 1, need one below it.
         in_batch_negatives: nodes a chunk that replace the head of each of its edges, and as many for the tail, drawn
             from the batch by frequency.
@@ -190,6 +204,7 @@ class TwhinConfig(BaseConfig):
     loss: Loss = "logistic"
     margin: float = Field(default=0.1, ge=0)
     negative_weight: float = Field(default=3.0, ge=0)
+    products: Literal["fp32", "bf16"] = "fp32"
     temperature: float = Field(default=1.0, gt=0)
     in_batch_negatives: int = Field(default=32, ge=0)
     global_negatives: int = Field(default=96, ge=0)
@@ -226,6 +241,9 @@ class TwhinConfig(BaseConfig):
             raise ValueError(
                 f"embedding_dim: found {self.embedding_dim}, allowed with complex_diagonal are even numbers"
             )
+        if self.products == "bf16" and (self.loss != "softmax" or self.score not in ("dot", "cosine")):
+            found = f"bf16 with {self.loss} and {self.score}"
+            raise ValueError(f"products: found {found}, allowed are the loss softmax and the scores dot and cosine")
         return self
 
     def relation(self, name: str) -> RelationConfig | None:

@@ -6,11 +6,13 @@ counted in the edges that the model learnt from; by the ones, an end without an 
 knows who is active and who is popular, and nothing else: a model that does not beat it has learnt nothing.
 """
 
-import numpy as np
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from tml.projects.twhin.graph import Graph
+from tml.projects.twhin.edges import Rows
+from tml.projects.twhin.graph import Graph, GraphFolder
 from tml.projects.twhin.operators import Side
 
 
@@ -20,12 +22,12 @@ class Degrees:
     Candidates are compared in float32, which keeps different degrees of fewer than eight million edges apart.
 
     Args:
-        train: the edges that are counted.
+        train: the edges that are counted, in memory or on disk.
     """
 
     device = torch.device("cpu")
 
-    def __init__(self, train: Graph) -> None:
+    def __init__(self, train: Graph | GraphFolder) -> None:
         self.train = train
         self._counted: tuple[int, dict[Side, Tensor]] | None = None
 
@@ -50,11 +52,25 @@ class Degrees:
     def _degrees(self, relation: int) -> dict[Side, Tensor]:
         # Only the last relation's are kept: all of them would be a table of relations by nodes.
         if self._counted is None or self._counted[0] != relation:
-            edges, ends, sizes = self.train.of_relation(relation), self.train.relations[relation], self.train.sizes
-            head = 1 + np.bincount(self.train.lhs[edges], minlength=sizes[ends.head])
-            tail = 1 + np.bincount(self.train.rhs[edges], minlength=sizes[ends.tail])
-            self._counted = (
-                relation,
-                {"head": torch.from_numpy(head).float(), "tail": torch.from_numpy(tail).float()},
-            )
+            ends, sizes = self.train.relations[relation], self.train.sizes
+            degrees: dict[Side, Tensor] = {
+                "head": torch.ones(sizes[ends.head]),
+                "tail": torch.ones(sizes[ends.tail]),
+            }
+            for lhs, rhs in self._edges(relation):
+                one_each = torch.ones(len(lhs))
+                degrees["head"].index_add_(0, torch.from_numpy(lhs), one_each)
+                degrees["tail"].index_add_(0, torch.from_numpy(rhs), one_each)
+            self._counted = relation, degrees
         return self._counted[1]
+
+    def _edges(self, relation: int) -> Iterator[tuple[Rows, Rows]]:
+        if isinstance(self.train, Graph):
+            edges = self.train.of_relation(relation)
+            yield self.train.lhs[edges], self.train.rhs[edges]
+            return
+        for part in self.train.stream():
+            here = part.rel == relation
+            if part.label is not None:
+                here &= part.label
+            yield part.lhs[here], part.rhs[here]

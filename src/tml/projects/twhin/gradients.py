@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.losses import of_negatives, of_positives
+from tml.projects.twhin.narrow import narrow_candidates, narrow_queries, softmax_block
 from tml.projects.twhin.negatives import Batch
 from tml.projects.twhin.operators import Operators, Side, transform, transform_gradient
 from tml.projects.twhin.scores import (
@@ -30,6 +31,10 @@ from tml.projects.twhin.scores import (
 
 BLOCK = 1 << 20
 """Scores that are in memory at a time; 4 MiB fit the caches of two cores."""
+
+LEAST = 512
+"""Edges of a block at least, where a chunk has very many negatives: with fewer, the gradients of the negatives would be
+read and written more often than anything is made of them."""
 
 
 @dataclass
@@ -109,7 +114,7 @@ class LossOfBatch:
         self.scale = 1 / config.temperature
         self.of_weights = torch.zeros_like(operators.weights)
         weight = batch["weight"].to(rows.vectors["head"].dtype)
-        self.share = weight / weight.sum()
+        self.share = weight / weight.sum().clamp_min(1e-30)
         questions: list[tuple[Side, ...]] = [("tail", "head")]
         if config.reciprocal or config.dropout:
             questions = [("tail",), ("head",)]
@@ -153,8 +158,18 @@ class LossOfBatch:
         if not candidates.compared.shape[1]:
             candidates.gradient.zero_()
             queries.gradient.zero_()
+        narrow = self.config.products == "bf16"
+        of_queries, of_candidates = queries.compared, candidates.compared
+        if narrow:
+            of_queries, of_candidates = narrow_queries(of_queries, self.scale), narrow_candidates(of_candidates)
         for chunks, edges, excluded, new in self._blocks(side):
-            pair = queries.compared[chunks, edges], candidates.compared[chunks]
+            pair = of_queries[chunks, edges], of_candidates[chunks]
+            into = queries.gradient[chunks, edges], candidates.gradient[chunks]
+            if narrow:
+                own = positive[chunks, edges], share[chunks, edges]
+                value, of_positive[chunks, edges] = softmax_block(pair, *own, excluded, into, self.scale, new)
+                self.loss += value
+                continue
             scores, distances = block_scores(self.config.score, *pair, self.scale)
             if len(excluded):
                 scores.view(-1).index_fill_(0, excluded, -torch.inf)
@@ -162,7 +177,6 @@ class LossOfBatch:
                 self.config.loss, scores, positive[chunks, edges], share[chunks, edges], self.config.margin
             )
             self.loss += value
-            into = queries.gradient[chunks, edges], candidates.gradient[chunks]
             add_block_gradients(self.config.score, scores, distances, pair, into, self.scale, (True, new))
         candidates.back()
         return of_positive
@@ -181,7 +195,7 @@ class LossOfBatch:
         if not negatives:
             return
         of_chunks = max(1, min(chunks, BLOCK // (edges * negatives)))
-        of_edges = edges if of_chunks > 1 else max(1, min(edges, BLOCK // negatives))
+        of_edges = edges if of_chunks > 1 else min(edges, max(BLOCK // negatives, LEAST))
         excluded: Tensor = self.batch[f"{side}_excluded"]
         starts = [(c, e) for c in range(0, chunks, of_chunks) for e in range(0, edges, of_edges)]
         first = [(c * edges + e) * negatives for c, e in starts]

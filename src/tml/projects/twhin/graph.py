@@ -172,6 +172,12 @@ class GraphFolder:
             _require_edges(self._files(split)[0], self.relations, counts)
         return counts
 
+    def nodes(self) -> Graph:
+        """The graph without its edges."""
+        none = np.zeros(0, np.int64)
+        vocabularies = {node: self.vocabulary(node) for node in node_types(self.relations)}
+        return Graph(self.relations, vocabularies, none, none, none)
+
     def read(self, split: Split = "train") -> Graph:
         """All edges of a split in memory; see `stream` and `edges_by_relation` for what is raised."""
         reader = self._reader(split)

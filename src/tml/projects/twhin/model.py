@@ -17,7 +17,7 @@ second term is 0. The loss of a batch is the mean over its edges. The translatio
 move it as positives do.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ class TwhinModel(nn.Module):
         relations: the relations, in the order of their numbers.
         config: dimension, operators, score and loss.
         generator: makes the first vectors.
+        tables: makes the engine of the tables, with the arguments of `LocalTables`.
 
     Raises:
         ConfigError: the config speaks of a node type or a relation that is not there.
@@ -54,19 +55,24 @@ class TwhinModel(nn.Module):
     """
 
     def __init__(
-        self, sizes: Mapping[str, int], relations: Sequence[Relation], config: TwhinConfig, generator: torch.Generator
+        self,
+        sizes: Mapping[str, int],
+        relations: Sequence[Relation],
+        config: TwhinConfig,
+        generator: torch.Generator,
+        tables: Callable[..., Any] = LocalTables,
     ) -> None:
         super().__init__()
         self.relations, self.config = tuple(relations), config
         require_fit(config, relations, sizes)
-        tables = {node: config.embeddings.table(node) for node in sizes}
-        self.embeddings = LocalTables(
+        own = {node: config.embeddings.table(node) for node in sizes}
+        self.embeddings = tables(
             sizes,
             config.embedding_dim,
             generator,
             config.embeddings.initial_scale,
-            {node: table.data_type for node, table in tables.items()},
-            [node for node, table in tables.items() if table.frozen],
+            {node: table.data_type for node, table in own.items()},
+            [node for node, table in own.items() if table.frozen],
         )
         operators = [config.operator_of(relation.name) for relation in relations]
         self.operators = Operators(operators, config.embedding_dim, config.reciprocal, generator.device)
@@ -74,7 +80,8 @@ class TwhinModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the vectors are."""
-        return self.embeddings.device
+        device: torch.device = self.embeddings.device
+        return device
 
     def queries(self, relation: int, side: Side, rows: Tensor | slice) -> Tensor:
         """What is compared with candidates of a side, made of the nodes at the other end.
@@ -121,6 +128,7 @@ class TwhinModel(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and the scores of its edges; backward hands the gradients of rows to the engine."""
         between = self.relations[int(batch["relation"][0, 0])]
+        self.embeddings.begin(batch)
         rows, gradients = self._rows(batch, {"head": between.head, "tail": between.tail})
         with torch.no_grad():
             step = LossOfBatch(self.config, self.operators, batch, rows)
@@ -131,6 +139,7 @@ class TwhinModel(nn.Module):
                     summed = sum_of_rows(gradient, batch["reads"][node])
                     summed = summed if scale == 1 else summed.mul_(scale)
                     self.embeddings.add_gradients(node, batch["reads"][node]["unique"], summed)
+            self.embeddings.finish()
 
         loss: Tensor = _WithGradients.apply(self.operators.weights, step.loss, step.of_weights, deliver)  # type: ignore[no-untyped-call]
         return loss, {"positive": step.positive}

@@ -15,7 +15,7 @@ A chunk holds edges of one relation where its operator works on replacements. Wh
 relations, it holds edges of any relation between the same two types of node.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,8 @@ from tml.projects.twhin.known import Known, KnownEdges
 from tml.projects.twhin.operators import Side
 
 Batch = dict[str, Any]
+Uniform = Callable[[str, tuple[int, int], np.random.Generator], Rows]
+"""Draws nodes of a type, in some shape, from those that can be drawn."""
 
 SIDES: tuple[Side, Side] = ("head", "tail")
 ROLES = ("head", "head_negatives", "tail", "tail_negatives")
@@ -92,13 +94,16 @@ class Arranger:
         starts = np.searchsorted(group[order], np.arange(len(self.relations) + 1))
         return Pool(edges.lhs[order], edges.rhs[order], starts)
 
-    def arrange(self, edges: Edges, rng: np.random.Generator, pool: Pool | None = None) -> Batch:
+    def arrange(
+        self, edges: Edges, rng: np.random.Generator, pool: Pool | None = None, uniform: Uniform | None = None
+    ) -> Batch:
         """Lay out edges of one family and draw the negatives of each chunk.
 
         Args:
             edges: the edges of a batch.
             rng: draws the negatives.
             pool: to draw from by degree, where the config says so.
+            uniform: draws nodes uniformly; by default from all of the type.
 
         Returns:
             Numbers are int64 and nodes are rows of the vocabulary of their type:
@@ -129,7 +134,9 @@ class Arranger:
             relation.reshape(-1)[slots] = rel
         else:
             relation = np.repeat(rel[starts], chunks)[:, None]
-        drawn = _Drawn(np.repeat(starts, chunks), np.repeat(counts, chunks), np.repeat(group[starts], chunks), rng)
+        drawn = _Drawn(
+            np.repeat(starts, chunks), np.repeat(counts, chunks), np.repeat(group[starts], chunks), rng, uniform
+        )
         batch: dict[str, npt.NDArray[Any]] = {"edges": order, **laid, "relation": relation, "weight": weight}
         excluded = np.zeros(weight.size, np.int64)
         for side in SIDES:
@@ -156,12 +163,13 @@ class Arranger:
         return int(widths[costs.argmin()])
 
     def _negatives(self, side: Side, column: Rows, rel: int, drawn: "_Drawn", pool: Pool | None) -> Rows:
-        config, size = self.config, self.sizes[getattr(self.relations[rel], side)]
+        config, node = self.config, getattr(self.relations[rel], side)
+        size = self.sizes[node]
         if config.all_negatives:
             return np.arange(size)[None]
         parts = [
             column[drawn.starts[:, None] + drawn.below(drawn.counts, config.in_batch_negatives)],
-            drawn.below(np.full(len(drawn.starts), size), config.global_negatives),
+            drawn.of_type(node, size, config.global_negatives),
         ]
         if config.degree_negatives:
             assert pool is not None
@@ -176,13 +184,13 @@ class Arranger:
         if self._known_edges is not None:
             slots, nodes = self._with_known(side, lhs, rel, rhs, slots)
         keys = (np.arange(len(negatives))[:, None] * size + negatives).reshape(-1)
-        order = np.argsort(keys, kind="stable")
-        keys, wanted = keys[order], slots // width * size + nodes
+        wanted = slots // width * size + nodes
+        likely = _maybe_among(keys, wanted)
+        slots, wanted = slots[likely], wanted[likely]
+        order = np.argsort(keys)
+        keys = keys[order]
         first = np.searchsorted(keys, wanted)
-        # Most edges meet themselves nowhere.
-        met = np.flatnonzero(keys[np.minimum(first, len(keys) - 1)] == wanted) if len(keys) else first[:0]
-        first, slots = first[met], slots[met]
-        times = np.searchsorted(keys, wanted[met], side="right") - first
+        times = np.searchsorted(keys, wanted, side="right") - first
         within = np.arange(times.sum()) - np.repeat(np.cumsum(times) - times, times)
         pairs = np.repeat(slots, times) * count + order[np.repeat(first, times) + within] % max(count, 1)
         return np.sort(pairs) if self._known_edges is None else np.unique(pairs)
@@ -212,14 +220,30 @@ class _Drawn:
     counts: Rows
     groups: Rows
     rng: np.random.Generator
+    uniform: Uniform | None
+
+    def of_type(self, node: str, size: int, count: int) -> Rows:
+        """Nodes of a type, (chunks, count)."""
+        if self.uniform is not None:
+            return self.uniform(node, (len(self.starts), count), self.rng)
+        return self.below(np.full(len(self.starts), size), count)
 
     def below(self, ends: Rows, count: int) -> Rows:
         """Numbers below each chunk's end, (chunks, count)."""
         return self.rng.integers(0, ends[:, None], size=(len(ends), count))
 
 
+def _maybe_among(keys: Rows, wanted: Rows) -> Rows:
+    """Positions of those wanted that may be among the keys; most edges meet themselves nowhere, and a hash shows it."""
+    seen = np.zeros(1 << 20, np.bool_)
+    multiplier = np.uint64(0x9E3779B97F4A7C15)
+    seen[(keys.astype(np.uint64) * multiplier) >> np.uint64(44)] = True
+    return np.flatnonzero(seen[(wanted.astype(np.uint64) * multiplier) >> np.uint64(44)])
+
+
 def _laid(column: Rows, slots: Rows, shape: tuple[int, int]) -> Rows:
-    laid = np.zeros(shape, np.int64)
+    # What fills up is a node that the batch reads anyway.
+    laid = np.full(shape, column[0])
     laid.reshape(-1)[slots] = column
     return laid
 

@@ -9,19 +9,25 @@ split, the order, the negatives and the first vectors follow from the seed, and 
 last checkpoint with the same bits.
 """
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import nn
 
 from tml.core.distributed import pick_device
-from tml.core.training import TrainResult, TrainState, resume, train
+from tml.core.training import TrainingConfig, TrainResult, TrainState, resume, train
+from tml.embeddings.partitioned import PartitionedTables
+from tml.embeddings.partitions import Partitions, cut_tables
 from tml.projects.twhin.batches import EdgeBatches
+from tml.projects.twhin.buckets import BucketBatches
 from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.data import extract_graph, hold_out, hold_out_on_disk
 from tml.projects.twhin.evaluate import evaluate_edges
@@ -29,7 +35,7 @@ from tml.projects.twhin.export import export_embeddings
 from tml.projects.twhin.first_vectors import load_first_vectors
 from tml.projects.twhin.graph import Graph, GraphFolder, read_graph
 from tml.projects.twhin.model import TwhinModel
-from tml.projects.twhin.optimizer import build_optimizer
+from tml.projects.twhin.optimizer import build_optimizer, row_bytes
 
 
 def train_twhin(
@@ -71,32 +77,78 @@ def train_on_graph(path: Path, config: TwhinConfig, out: Path, seed: int, finger
     Raises:
         DataError: the folder is no graph, or a relation has no edge.
     """
+    cut = _partitions(config, GraphFolder(path))
+    if cut is not None:
+        return _train_in_partitions(GraphFolder(path), cut, config, out, seed, fingerprint)
     graph = read_graph(path)
     if GraphFolder(path).has("validation"):
         kept, held_out = graph, read_graph(path, "validation").edges_alone()
     else:
         kept, held_out = hold_out(graph, config.validation_fraction, np.random.default_rng([seed, 1]))
+    model = TwhinModel(graph.sizes, graph.relations, config, torch.Generator().manual_seed(seed))
     batches = EdgeBatches(kept, config, seed)
-    model = _model(config, graph, seed)
-    load_first_vectors(model, graph.vocabularies, config)
-    model.to(_device())
-    optimizer, scheduler = build_optimizer(model, config)
-    state = TrainState(model, optimizer, scheduler, batches)
-    resume(state, out, fingerprint)
     batches_per_step = config.training.accumulate_batches
     steps = config.training.num_steps or max(1, round(config.epochs * batches.batches_per_epoch / batches_per_step))
     training = config.training.model_copy(update={"num_steps": steps})
     evaluate = _evaluator(kept, held_out, seed) if len(held_out) else None
-    result = train(state, training, out, evaluate, label="train TwHIN", fingerprint=fingerprint)
-    print(_summary(kept, held_out, result.metrics), file=sys.stderr)
+    result = _train(model, batches, training, graph.vocabularies, evaluate, out, fingerprint)
+    print(_summary(graph, len(kept), len(held_out), result.metrics), file=sys.stderr)
     export_embeddings(model, graph, out / "embeddings")
-    if not (out / "graph").exists():
-        (out / "graph").symlink_to(path.resolve(), target_is_directory=True)
+    _link(path, out)
     return result
 
 
-def _model(config: TwhinConfig, graph: Graph, seed: int) -> TwhinModel:
-    return TwhinModel(graph.sizes, graph.relations, config, torch.Generator().manual_seed(seed))
+def _partitions(config: TwhinConfig, folder: GraphFolder) -> Partitions | None:
+    memory = config.embeddings.memory_bytes
+    if memory is None:
+        return None
+    return cut_tables(folder.sizes, {node: row_bytes(config, node) for node in folder.sizes}, memory)
+
+
+def _train_in_partitions(
+    folder: GraphFolder, cut: Partitions, config: TwhinConfig, out: Path, seed: int, fingerprint: str
+) -> TrainResult:
+    """The same for tables larger than memory; no edges are held out beside those of the folder's validation."""
+    place = out / "partitions"
+    tables = partial(PartitionedTables, folder=place, partitions=cut)
+    model = TwhinModel(folder.sizes, folder.relations, config, torch.Generator().manual_seed(seed), tables)
+    epochs = None if config.training.num_steps else math.ceil(config.epochs)
+    place.mkdir(parents=True, exist_ok=True)
+    batches = BucketBatches(folder, cut, config, seed, place / "edges", epochs)
+    # Of the partitions only the newest are kept.
+    training = config.training.model_copy(update={"checkpoints_to_keep": 1})
+    evaluate, held_out = None, 0
+    if folder.has("validation"):
+        edges = folder.read("validation").edges_alone()
+        evaluate, held_out = _evaluator(folder, edges, seed), len(edges)
+    graph = folder.nodes()
+    result = _train(model, batches, training, graph.vocabularies, evaluate, out, fingerprint)
+    print(_summary(graph, len(batches.buckets), held_out, result.metrics), file=sys.stderr)
+    export_embeddings(model, graph, out / "embeddings")
+    _link(folder.path, out)
+    return result
+
+
+def _train(
+    model: TwhinModel,
+    batches: EdgeBatches | BucketBatches,
+    training: TrainingConfig,
+    vocabularies: Mapping[str, pa.Array],
+    evaluate: Callable[[nn.Module], Mapping[str, float]] | None,
+    out: Path,
+    fingerprint: str,
+) -> TrainResult:
+    model.to(_device())
+    optimizer, scheduler = build_optimizer(model, model.config)
+    state = TrainState(model, optimizer, scheduler, batches)
+    if not resume(state, out, fingerprint):
+        load_first_vectors(model, vocabularies, model.config)
+    return train(state, training, out, evaluate, label="train TwHIN", fingerprint=fingerprint)
+
+
+def _link(graph: Path, out: Path) -> None:
+    if not (out / "graph").exists():
+        (out / "graph").symlink_to(graph.resolve(), target_is_directory=True)
 
 
 def _device() -> torch.device:
@@ -105,7 +157,7 @@ def _device() -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def _evaluator(kept: Graph, held_out: Graph, seed: int) -> Callable[[nn.Module], Mapping[str, float]]:
+def _evaluator(kept: Graph | GraphFolder, held_out: Graph, seed: int) -> Callable[[nn.Module], Mapping[str, float]]:
     def evaluate(model: nn.Module) -> Mapping[str, float]:
         assert isinstance(model, TwhinModel)
         # The same candidates every time, so that values differ only by what was learnt.
@@ -114,15 +166,15 @@ def _evaluator(kept: Graph, held_out: Graph, seed: int) -> Callable[[nn.Module],
     return evaluate
 
 
-def _summary(graph: Graph, held_out: Graph, metrics: Mapping[str, float]) -> str:
+def _summary(graph: Graph, kept: int, held_out: int, metrics: Mapping[str, float]) -> str:
     nodes = ", ".join(f"{size:,} {node}s" for node, size in graph.sizes.items())
-    text = f"TwHIN: {len(graph):,} edges of {len(graph.relations)} relations, {nodes}"
+    text = f"TwHIN: {kept:,} edges of {len(graph.relations)} relations, {nodes}"
     if "validation/auc" not in metrics:
         return text
     auc, degree_auc, mrr, degree_mrr = (
         metrics[f"validation/{name}"] for name in ("auc", "degree_auc", "mrr", "degree_mrr")
     )
     return (
-        f"{text}; {len(held_out):,} held-out edges against 100 uniform candidates a side: AUC {auc:.3f} "
+        f"{text}; {held_out:,} held-out edges against 100 uniform candidates a side: AUC {auc:.3f} "
         f"(by degrees alone {degree_auc:.3f}), MRR {mrr:.3f} ({degree_mrr:.3f})"
     )

@@ -3,8 +3,9 @@
 A batch has the vectors of the dataset, each label under its task's name, and one matrix for every embedding input: what
 the dataset itself has of them, and the vectors of the viewers, of the authors, of the posts, found by id. An id without
 a vector gets zeros. Where the model goes on training such vectors, the batch has their rows in the model's table
-instead, 0 for an id without one. For the model's tables of hashed ids it has the ids, and the position if the model
-takes that apart.
+instead, 0 for an id without one. For each of them `binary` has one more column, NAME_is_known: a stranger is not the
+same as one whose vector is near zero. For the model's tables of hashed ids it has the ids, and the position if the
+model takes that apart.
 """
 
 import sys
@@ -128,7 +129,7 @@ class RankerInputs:
         statistics = self.schema.statistics if z_score else {}
         return InputShapes(
             continuous=len(self.schema.continuous),
-            binary=len(self.schema.binary),
+            binary=len(self.schema.binary) + len(self.tables),
             discrete=tuple(len(column.vocabulary) + 1 for column in self.schema.discrete),
             embeddings={**self.schema.embeddings, **{name: table.width for name, (_, table) in self.tables.items()}},
             trained={name: len(table) + 1 for name, (_, table) in self.tables.items() if name in self.trained},
@@ -138,7 +139,7 @@ class RankerInputs:
             tasks=tuple(self.schema.tasks),
             names={
                 "continuous": tuple(self.schema.continuous),
-                "binary": tuple(self.schema.binary),
+                "binary": (*self.schema.binary, *(f"{name}_is_known" for name in self.tables)),
                 "discrete": tuple(column.name for column in self.schema.discrete),
             },
             log_mean=tuple(statistics.get("log_mean", ())),
@@ -155,10 +156,15 @@ class RankerInputs:
     def batch(self, table: pa.Table) -> dict[str, Tensor]:
         """The batch of a table of examples, on the CPU."""
         batch = to_tensors(table, self.schema)
+        known: list[Tensor] = []
         for name, (key, vectors) in self.tables.items():
             ids = table[key].combine_chunks()
-            found = vectors.rows(ids) + 1 if name in self.trained else vectors.lookup(ids)
-            batch[name] = torch.from_numpy(found)
+            rows = vectors.rows(ids)
+            batch[name] = torch.from_numpy(rows + 1 if name in self.trained else vectors.at(rows))
+            known.append(torch.from_numpy(rows >= 0))
+        if known:
+            binary = batch["binary"]
+            batch["binary"] = torch.cat([binary, torch.stack(known, dim=1).to(binary.dtype)], dim=1)
         batch |= self.ids(table)
         for name in SEQUENCE if self.reads_sequence else ():
             batch[name] = torch.from_numpy(np.array(vector_values(table[name])))

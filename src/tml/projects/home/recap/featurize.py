@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tml.core.errors import ConfigError, DataError
-from tml.embeddings.local import LocalTables
+from tml.embeddings.local import sparse_table
 from tml.projects.home.recap.config import (
     BatchNormConfig,
     DoubleNormLogConfig,
@@ -178,7 +178,7 @@ class Featurization(nn.Module):
         self.embedding_norms = nn.ModuleDict({name: nn.LayerNorm(width) for name, width in shapes.embeddings.items()})
         self.trained = nn.ModuleDict(
             {
-                name: LocalTables({name: rows}, shapes.embeddings[name], generator or torch.default_generator)
+                name: sparse_table(rows, shapes.embeddings[name], generator or torch.default_generator)
                 for name, rows in shapes.trained.items()
             }
         )
@@ -258,20 +258,23 @@ class Featurization(nn.Module):
         """The vectors of an embedding: those in the batch, or the rows that it gives of a table that is trained."""
         if name not in self.trained:
             return given
-        found: Tensor = read_rows(self.trained[name], name, given)
-        return found
+        table = self.trained[name]
+        assert isinstance(table, nn.Embedding)
+        vectors: Tensor = read_rows(table, given)
+        return vectors
 
     @torch.no_grad()
     def initialise(self, name: str, vectors: Tensor) -> None:
         """Start a trained embedding at vectors of (rows, width), of which row 0 is the unknown id's."""
-        table = self.trained[name].tables[name].weight  # type: ignore[index,union-attr]
+        table = self.trained[name].weight
+        assert isinstance(table, Tensor)
         if vectors.shape != table.shape:
             raise DataError(f"{name}: found vectors of {tuple(vectors.shape)}, the model needs {tuple(table.shape)}")
         table.copy_(vectors)
 
     def rows_of(self, name: str) -> int | None:
         """How many rows a trained embedding has; None where it is not trained."""
-        return len(self.trained[name].vectors(name)) if name in self.trained else None  # type: ignore[operator]
+        return len(self.trained[name].weight) if name in self.trained else None  # type: ignore[arg-type]
 
     def _check(self, batch: Mapping[str, Tensor]) -> None:
         for name in (*self.widths, *self.columns):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tml.data.id_numbers import NO_ID, id_numbers
-from tml.embeddings.local import LocalTables
+from tml.embeddings.local import sparse_table
 from tml.projects.home.recap.input_config import LargeEmbeddingsConfig, LargeTableConfig
 
 SCALE = 0.1
@@ -58,17 +58,10 @@ class HashedTable(nn.Module):
         super().__init__()
         self.name, self.rows, self.out_width = config.name, config.num_embeddings, config.embedding_dim
         self.column, self.min_count, self.drop_probability = config.column, config.min_count, config.drop_probability
-        self.tables = LocalTables({self.name: self.rows}, self.out_width, generator or torch.default_generator, SCALE)
+        self.table = sparse_table(self.rows, self.out_width, generator or torch.default_generator, SCALE)
         with torch.no_grad():
             self.table.weight[0].zero_()
         self.register_buffer("known", torch.ones(self.rows, dtype=torch.bool))
-
-    @property
-    def table(self) -> nn.Embedding:
-        """The vectors, (rows, dim)."""
-        table = self.tables.tables[0]
-        assert isinstance(table, nn.Embedding)
-        return table
 
     def row_of(self, ids: Tensor) -> Tensor:
         """The row that each id hashes to, whether it is known or not; 0 for `NO_ID`."""

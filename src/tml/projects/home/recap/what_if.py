@@ -127,7 +127,7 @@ def concentration(places: npt.ArrayLike) -> dict[str, float | None]:
     n, total = len(counts), counts.sum()
     if not total:
         return {"gini": None, "herfindahl": None, "top_1_percent": None}
-    gini = 2 * float(np.arange(1, n + 1) @ counts) / (n * total) - (n + 1) / n
+    gini = float(2 * (np.arange(1, n + 1) @ counts) / (n * total)) - (n + 1) / n
     most = max(1, round(TOP_AUTHORS * n))
     return {
         "gini": gini,
