@@ -113,8 +113,8 @@ def test_it_learns_that_a_post_is_liked_again() -> None:
     config = ModelConfig(sequence_config=SequenceAttentionConfig(num_embeddings=2000, embedding_dim=16))
     generator = torch.Generator().manual_seed(0)
     model = HeavyRanker(config, shapes, generator)
-    optimizer = torch.optim.SparseAdam([p for n, p in model.named_parameters() if "posts.tables" in n], lr=0.01)
-    others = torch.optim.Adam([p for n, p in model.named_parameters() if "posts.tables" not in n], lr=0.003)
+    optimizer = torch.optim.SparseAdam([p for n, p in model.named_parameters() if "sequence.posts" in n], lr=0.01)
+    others = torch.optim.Adam([p for n, p in model.named_parameters() if "sequence.posts" not in n], lr=0.003)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for _ in range(300):
