@@ -35,6 +35,10 @@ KEYS = (
 )
 """The columns of a shard that are not inputs or labels."""
 
+SEQUENCE = ("sequence_posts", "sequence_outcomes", "sequence_ages")
+"""The columns of what the viewer was shown last, the latest first, each a list of so many posts: the number of each id
+(int64, see `id_numbers`; `NO_ID` where there were not so many), a bit for each engagement with it (int32), and seconds
+since (float32; -1 where it is not known)."""
 VECTORS = {"continuous": torch.float32, "binary": torch.float32, "discrete": torch.int64}
 GROUP_BYTES = 16 * 2**20
 """What a row group holds, decoded: little enough for many in memory, whose rows are shuffled together."""
@@ -77,6 +81,7 @@ class Schema:
         tasks: task → how its label was made.
         parts: the parts by name.
         log: fingerprint, rows, duplicates and span of the log that the examples were made from.
+        sequence: of what the viewer was shown last `length` posts, and the `engagements` told of each; empty for none.
         features: the feature config with every default written out, from which serving computes the same vectors.
         statistics: of each continuous element in training, name of the statistic → values in the order of
             `continuous`: mean, deviation, minimum, maximum, share of zeros, and those of sign(x)·log(1 + |x|).
@@ -91,6 +96,7 @@ class Schema:
     parts: dict[str, Part]
     log: dict[str, Any]
     embeddings: dict[str, int] = field(default_factory=dict)
+    sequence: dict[str, Any] = field(default_factory=dict)
     features: dict[str, Any] = field(default_factory=dict)
     statistics: dict[str, list[float]] = field(default_factory=dict)
 

@@ -78,6 +78,7 @@ def build_examples(
                     "start": log.start.isoformat(),
                     "end": log.end.isoformat(),
                 },
+                sequence={} if config.sequence is None else config.sequence.model_dump(mode="json"),
                 features=config.definitions(),
                 statistics=statistics.result(),
             )
@@ -123,6 +124,8 @@ class _PartWriter:
         table = found.select(list(KEYS))
         for name in ("continuous", "binary", "discrete"):
             table = table.append_column(name, vector_column(getattr(vectors, name)))
+        for name, values in vectors.sequence.items():
+            table = table.append_column(name, vector_column(values))
         for task in self.tasks:
             table = table.append_column(task, found[task])
         return table, vectors.continuous

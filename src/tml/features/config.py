@@ -73,6 +73,18 @@ class AggregateConfig(BaseConfig):
     half_lives: tuple[Duration, ...] | None = Field(None, min_length=1)
 
 
+class SequenceConfig(BaseConfig):
+    """What a viewer was shown last, post by post, and what became of it.
+
+    Attributes:
+        length: how many posts back.
+        engagements: which engagements are told of each post; null is those of the tasks.
+    """
+
+    length: int = Field(30, ge=1, le=1000)
+    engagements: tuple[str, ...] | None = Field(None, min_length=1, max_length=16)
+
+
 class FeaturesConfig(BaseConfig):
     """The features of an example. What is left at null is taken from what the log has.
 
@@ -89,6 +101,7 @@ class FeaturesConfig(BaseConfig):
         graph: what follows tell of viewer and author; by default all of it where the log has follows.
         ages: columns with a time, as `users.created_at`: seconds from it to the impression.
         continuous, binary, discrete: static columns as `posts.length` or `users.language`.
+        sequence: what the viewer was shown last, as an input of its own; null is none.
         vocabulary_minimum: a discrete value that occurs less often in training is read as unknown.
         chunk_rows: impressions computed at a time, which bounds the memory.
         engine: what computes them, `duckdb` on one machine or `spark`; the numbers are the same.
@@ -107,10 +120,17 @@ class FeaturesConfig(BaseConfig):
     continuous: tuple[str, ...] | None = None
     binary: tuple[str, ...] = ()
     discrete: tuple[str, ...] | None = None
+    sequence: SequenceConfig | None = None
     vocabulary_minimum: int = Field(5, ge=1)
     chunk_rows: int = Field(262_144, ge=1)
     engine: Literal["duckdb", "spark"] = "duckdb"
     spark: dict[str, str | int | bool] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _sequence_has_an_engine(self) -> Self:
+        if self.sequence is not None and self.engine == "spark":
+            raise ValueError("sequence: found one with engine spark, allowed is engine duckdb there")
+        return self
 
     def definitions(self) -> dict[str, Any]:
         """What the features are, whichever engine computes them, as plain values."""

@@ -4,6 +4,7 @@ SQL joins an impression with its post, its viewer and their follows; aggregates 
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from tml.features.events import create_lines
 from tml.features.graph import create_following, graph_features
 from tml.features.lines import Folder
 from tml.features.selection import Selection, Vectors
+from tml.features.sequence import ShownBefore
 from tml.features.sides import check_pack, create_sides
 from tml.features.static import load_vocabularies, static_columns
 
@@ -34,10 +36,15 @@ class Inputs:
         self.columns = static_columns(log, config)
         self.aggregates = Aggregates.of(config.aggregates or (), config.smoothing)
         load_vocabularies(log.connection, self.columns, vocabularies)
-        self._codes = create_sides(log, self.aggregates.columns, self.columns)
+        keyed = self.aggregates.columns
+        keyed += ["user_id"] * (config.sequence is not None and "user_id" not in keyed)
+        self._codes = create_sides(log, keyed, self.columns)
         check_pack(self._codes, list(self.aggregates.keys))
         create_following(log)
         self._instants, self._lines = create_lines(log, self.aggregates, self._codes, Folder(folder))
+        self._shown: ShownBefore | None = None
+        if config.sequence is not None:
+            self._shown = ShownBefore(log, config.sequence, self._codes.pack(["user_id"]))
         self.selection = Selection(self.columns, graph_features(log, config), self.aggregates, vocabularies)
 
     def compute(self, relation: str, others: Mapping[str, str]) -> tuple[Vectors, pa.Table]:
@@ -53,6 +60,8 @@ class Inputs:
         """
         keys = list(self.aggregates.keys)
         packs = {f"pack {number}": f"coalesce({self._codes.pack(key)}, -1)" for number, key in enumerate(keys)}
+        if self._shown is not None:
+            packs["viewer"] = f"coalesce({self._codes.pack(['user_id'])}, -1)"
         query = self.selection.query(relation, {**others, **packs, "time": "epoch_us(i.served_at)"})
         table = self.log.connection.sql(query).to_arrow_table()
         vectors, aggregates = self.selection.vectors(table)
@@ -63,4 +72,7 @@ class Inputs:
             table["time"].to_numpy(),
             aggregates,
         )
+        if self._shown is not None:
+            sequence = self._shown.columns(table["viewer"].to_numpy(), table["time"].to_numpy())
+            vectors = replace(vectors, sequence=sequence)
         return vectors, table.select(list(others))

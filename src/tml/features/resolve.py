@@ -6,7 +6,7 @@ from tml.core.errors import DataError
 from tml.data.config import TaskConfig
 from tml.data.log import IMPRESSION, Log
 from tml.features.aggregates import key_name
-from tml.features.config import AggregateConfig, FeaturesConfig
+from tml.features.config import AggregateConfig, FeaturesConfig, SequenceConfig
 from tml.features.graph import graph_features
 from tml.features.sides import key_column
 from tml.features.static import static_columns
@@ -50,6 +50,7 @@ def resolve_features(log: Log, tasks: Mapping[str, TaskConfig], config: Features
             "graph": graph_features(log, config),
             "continuous": static.continuous,
             "discrete": static.discrete,
+            "sequence": _sequence(log, tasks, config),
         }
     )
 
@@ -78,6 +79,16 @@ def _blocks(log: Log, tasks: Mapping[str, TaskConfig], config: FeaturesConfig) -
         short = base.model_copy(update={"windows": COUNT_WINDOWS, "statistics": ("count",)})
         return short, base.model_copy(update={"windows": long})
     return (base,)
+
+
+def _sequence(log: Log, tasks: Mapping[str, TaskConfig], config: FeaturesConfig) -> SequenceConfig | None:
+    if config.sequence is None:
+        return None
+    engagements = config.sequence.engagements
+    if engagements is None:
+        engagements = tuple(dict.fromkeys(task.engagement for task in tasks.values()))
+    _check_engagements(log, sorted(engagements))
+    return config.sequence.model_copy(update={"engagements": engagements})
 
 
 def _has(log: Log, column: str) -> bool:

@@ -1,7 +1,7 @@
 """What is selected of impressions beside their aggregates, as one SQL query, and how the vectors are laid out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +15,15 @@ from tml.features.static import MOMENT_VOCABULARIES, StaticColumns, select_stati
 
 @dataclass(frozen=True)
 class Vectors:
-    """The vectors of some impressions: `continuous` and `binary` float32, `discrete` int32, each (rows, width)."""
+    """The vectors of some impressions: `continuous` and `binary` float32, `discrete` int32, each (rows, width).
+
+    `sequence` has the columns of what the viewers were shown last, by name, if that is asked for.
+    """
 
     continuous: Array
     binary: Array
     discrete: Array
+    sequence: Mapping[str, Array] = field(default_factory=dict)
 
 
 class Selection:

@@ -12,11 +12,11 @@ import torch
 from tml.core.config import parse_config
 from tml.core.errors import ConfigError, DataError
 from tml.data.examples import DiscreteColumn, ExampleWriter, Part, Schema, vector_column
+from tml.data.id_numbers import NO_ID
 from tml.embeddings.files import read_embeddings, write_embeddings
 from tml.features.normalisation import ColumnStatistics
 from tml.metrics.binary import BinaryMetrics
 from tml.projects.home.recap.data import RankerInputs
-from tml.projects.home.recap.large_embeddings import NO_ID
 from tml.projects.home.recap.predict import predict
 from tml.projects.home.recap.train import RecapConfig, load_ranker, train_recap
 

@@ -20,5 +20,5 @@ def test_every_config_on_the_page_is_one(block: str) -> None:
 
 def test_the_fields_that_the_page_names_are_there() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
     assert set(ModelConfig.model_fields) <= set(re.findall(r"\w+", text))

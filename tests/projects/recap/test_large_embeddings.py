@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tml.core.errors import DataError
+from tml.data.id_numbers import NO_ID
 from tml.projects.home.recap.config import LargeEmbeddingsConfig, LargeTableConfig
-from tml.projects.home.recap.large_embeddings import NO_ID, HashedTable, LargeEmbeddings, id_tensor, mix
+from tml.projects.home.recap.large_embeddings import HashedTable, LargeEmbeddings, id_tensor, mix
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 

@@ -23,6 +23,7 @@ from tml.projects.home.recap.input_config import (
     LayerNormConfig,
     Log1pAbsConfig,
     PositionDebiasConfig,
+    SequenceAttentionConfig,
     SmallEmbeddingsConfig,
     SmallTableConfig,
     StratifierConfig,
@@ -69,6 +70,7 @@ __all__ = [
     "NetworkConfig",
     "PleConfig",
     "PositionDebiasConfig",
+    "SequenceAttentionConfig",
     "SmallEmbeddingsConfig",
     "SmallTableConfig",
     "StratifierConfig",
@@ -160,6 +162,7 @@ class ModelConfig(BaseConfig):
     small_embeddings: SmallEmbeddingsConfig | None = SmallEmbeddingsConfig()
     """Null leaves the discrete columns out of the model."""
     large_embeddings: LargeEmbeddingsConfig | None = None
+    sequence_config: SequenceAttentionConfig | None = None
     position_debias_config: PositionDebiasConfig | None = None
     stratifiers: tuple[StratifierConfig, ...] | None = None
     task_weighting: TaskWeightingConfig | None = None
@@ -234,6 +237,12 @@ class InputShapes(BaseConfig):
     trained: dict[str, PositiveInt] = Field(default_factory=dict)
     """For each embedding that the model trains the number of its rows, of which 0 is the unknown id's: the batch has
     row numbers for it."""
+    sequence_length: int = Field(default=0, ge=0)
+    """How many posts the dataset has of those that the viewer was shown last."""
+    sequence_engagements: int = Field(default=0, ge=0)
+    """How many engagements it tells of each."""
+    sequence_vectors: tuple[PositiveInt, PositiveInt] | None = None
+    """Rows, of which 0 is the unknown post's, and width of the vectors of posts that a file has for it."""
     tasks: tuple[str, ...] = Field(min_length=1)
     """The labels' names."""
     names: dict[Literal["continuous", "binary", "discrete"], tuple[str, ...]] = Field(default_factory=dict)

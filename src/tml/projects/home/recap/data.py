@@ -19,12 +19,14 @@ from torch import Tensor
 
 from tml.core.config import BaseConfig
 from tml.core.errors import ConfigError, DataError, MissingStage
-from tml.data.examples import KEYS, Schema, to_tensors
+from tml.data.examples import KEYS, SEQUENCE, Schema, to_tensors, vector_values
+from tml.data.id_numbers import id_numbers
 from tml.embeddings.files import Embeddings, read_embeddings
 from tml.projects.home.recap.config import InputShapes, ModelConfig
 from tml.projects.home.recap.featurize import Featurization
 from tml.projects.home.recap.large_embeddings import id_tensor
 from tml.projects.home.recap.position import UNKNOWN
+from tml.projects.home.recap.sequence import POSTS, ROWS, TARGET_ROW
 
 
 class EmbeddingInput(BaseConfig):
@@ -45,6 +47,29 @@ DEFAULT_EMBEDDINGS = {
     "user_embedding": EmbeddingInput(nodes="user", key="user_id"),
     "author_embedding": EmbeddingInput(nodes="author", key="author_id"),
 }
+
+
+class ShownVectors:
+    """A file's vectors of posts, in the order of their ids' numbers, for sequences of such numbers.
+
+    Attributes:
+        vectors: (ids, width).
+        shape: of the model's table, which has a row 0 for ids without a vector.
+    """
+
+    def __init__(self, embeddings: Embeddings) -> None:
+        numbers = id_numbers(embeddings.ids, "id")
+        order = np.argsort(numbers)
+        self.numbers, self.vectors = numbers[order], embeddings.vectors[order]
+        self.shape = (len(embeddings) + 1, embeddings.width)
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """The row of each id, in the shape of `ids`; 0 for one without a vector."""
+        found = ids.numpy()
+        if not len(self.numbers):
+            return torch.zeros_like(ids)
+        place = np.minimum(np.searchsorted(self.numbers, found), len(self.numbers) - 1)
+        return torch.from_numpy(np.where(self.numbers[place] == found, place + 1, 0))
 
 
 class RankerInputs:
@@ -71,6 +96,14 @@ class RankerInputs:
         self.model = model or ModelConfig()
         large, debias = self.model.large_embeddings, self.model.position_debias_config
         self.id_columns = list(dict.fromkeys(table.column for table in large.tables)) if large else []
+        self.reads_sequence = self.model.sequence_config is not None
+        if self.reads_sequence and "post_id" not in self.id_columns:
+            self.id_columns.append("post_id")
+        if self.reads_sequence and not schema.sequence:
+            raise ConfigError(
+                "sequence_config: found one, but the dataset does not say what viewers were shown last; "
+                "features.sequence makes that"
+            )
         unknown = [column for column in self.id_columns if column not in KEYS]
         if unknown:
             raise ConfigError(f"large_embeddings: found the column {unknown[0]}, allowed are {', '.join(KEYS)}")
@@ -82,6 +115,13 @@ class RankerInputs:
             if not path.exists():
                 raise MissingStage(f"{path}: no such embeddings for {name}; `tml twhin train` makes them")
             self.tables[name] = (source.key, read_embeddings(path))
+        self.shown: ShownVectors | None = None
+        sequence = self.model.sequence_config
+        if folder and sequence and sequence.nodes:
+            path = folder / f"{sequence.nodes}.parquet"
+            if not path.exists():
+                raise MissingStage(f"{path}: no such embeddings for sequence_config; `tml twhin train` makes them")
+            self.shown = ShownVectors(read_embeddings(path))
 
     def shapes(self) -> InputShapes:
         """Columns, vocabularies (one more than the words: 0 is unknown), widths and tasks."""
@@ -93,6 +133,9 @@ class RankerInputs:
             discrete=tuple(len(column.vocabulary) + 1 for column in self.schema.discrete),
             embeddings={**self.schema.embeddings, **{name: table.width for name, (_, table) in self.tables.items()}},
             trained={name: len(table) + 1 for name, (_, table) in self.tables.items() if name in self.trained},
+            sequence_length=int(self.schema.sequence.get("length", 0)),
+            sequence_engagements=len(self.schema.sequence.get("engagements", ())),
+            sequence_vectors=None if self.shown is None else self.shown.shape,
             tasks=tuple(self.schema.tasks),
             names={
                 "continuous": tuple(self.schema.continuous),
@@ -106,6 +149,7 @@ class RankerInputs:
     def columns(self) -> list[str]:
         """The columns of the examples that a batch is made of."""
         position = ["position"] if self.reads_position else []
+        position += SEQUENCE if self.reads_sequence else ()
         keys = dict.fromkeys([*(key for key, _ in self.tables.values()), *self.id_columns, *position])
         return [*keys, *self.schema.widths(), *self.schema.tasks]
 
@@ -122,6 +166,11 @@ class RankerInputs:
             binary = batch["binary"]
             batch["binary"] = torch.cat([binary, torch.stack(known, dim=1).to(binary.dtype)], dim=1)
         batch |= self.ids(table)
+        for name in SEQUENCE if self.reads_sequence else ():
+            batch[name] = torch.from_numpy(np.array(vector_values(table[name])))
+        if self.shown is not None:
+            batch[ROWS] = self.shown.rows(batch[POSTS])
+            batch[TARGET_ROW] = self.shown.rows(batch["post_id"])
         if self.reads_position:
             positions = table["position"].combine_chunks().fill_null(UNKNOWN)
             batch["position"] = torch.from_numpy(positions.to_numpy().astype(np.int64))
@@ -137,6 +186,8 @@ class RankerInputs:
             if name in self.trained:
                 rows = torch.from_numpy(np.pad(vectors.vectors, ((1, 0), (0, 0))))
                 featurization.initialise(name, rows)
+        if self.shown is not None and featurization.sequence is not None:
+            featurization.sequence.initialise(torch.from_numpy(self.shown.vectors))
 
     def require_rows_of(self, featurization: Featurization) -> None:
         """Refuse files of embeddings that have other ids than those which the model's tables were made for.
@@ -148,6 +199,10 @@ class RankerInputs:
             rows = featurization.rows_of(name) if name in self.trained else None
             if rows is not None and rows != len(vectors) + 1:
                 raise DataError(f"{name}: found {len(vectors)} ids, but the model was trained with {rows - 1}")
+        if self.shown is not None and featurization.sequence is not None:
+            found, allowed = self.shown.shape, tuple(featurization.sequence.vectors.shape)
+            if found != allowed:
+                raise DataError(f"sequence_config: found vectors of {found}, the model was trained with {allowed}")
 
     def as_if_first(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The batch as if every post stood at position 0: a ranking must not lean on where a post was served.

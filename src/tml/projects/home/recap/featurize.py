@@ -39,6 +39,7 @@ from tml.projects.home.recap.config import (
 from tml.projects.home.recap.discrete import build_small_embeddings
 from tml.projects.home.recap.large_embeddings import LargeEmbeddings, read_rows
 from tml.projects.home.recap.position import PositionDebias
+from tml.projects.home.recap.sequence import SequenceAttention
 
 EPSILON_FLOOR = 1e-8
 
@@ -159,8 +160,8 @@ def build_dense(config: FeaturizationConfig, shapes: InputShapes) -> nn.Module:
 class Featurization(nn.Module):
     """A batch to (batch, `out_width`): what is dense, then the embeddings.
 
-    Those are, in order, the embeddings of `shapes`, small ones of the discrete columns, large ones of ids, and the
-    position's.
+    Those are, in order, the embeddings of `shapes`, small ones of the discrete columns, large ones of ids, what the
+    viewer was shown last, and the position's.
 
     Attributes:
         out_width: of the whole.
@@ -201,6 +202,16 @@ class Featurization(nn.Module):
             self.large = LargeEmbeddings(config.large_embeddings, generator)
             self.columns += self.large.columns
             self.fields += self.large.fields
+        self.sequence: SequenceAttention | None = None
+        if config.sequence_config:
+            if not shapes.sequence_length:
+                raise ConfigError("sequence_config: found one, but the dataset has no sequences")
+            self.sequence = SequenceAttention(
+                config.sequence_config, shapes.sequence_engagements, shapes.sequence_vectors, generator
+            )
+            self.columns += self.sequence.columns
+            self.widths |= dict.fromkeys(self.sequence.lists, shapes.sequence_length)
+            self.fields += self.sequence.fields
         self.position: PositionDebias | None = None
         self.register_buffer("kept", None, persistent=False)
         if config.position_debias_config:
@@ -240,6 +251,8 @@ class Featurization(nn.Module):
             parts.append(self.discrete(batch["discrete"]))
         if self.large is not None:
             parts.append(self.large(batch))
+        if self.sequence is not None:
+            parts.append(self.sequence(batch))
         if self.position is not None:
             parts.append(self.position(batch))
         return torch.cat(parts, dim=1)

@@ -145,6 +145,27 @@ class LargeEmbeddingsConfig(BaseConfig):
         return self
 
 
+class SequenceAttentionConfig(BaseConfig):
+    """Attention of the post that is ranked over what the viewer was shown last; the dataset has to have that."""
+
+    num_embeddings: PositiveInt = Field(default=20_000, ge=2)
+    """Rows of the table of posts, found by hash."""
+    nodes: str | None = None
+    """The name of a file of embeddings with vectors of posts, as `post`, which then join the trained ones."""
+    embedding_dim: PositiveInt = 16
+    num_heads: PositiveInt = 4
+    drop_probability: float = Field(default=0.0, ge=0, lt=1)
+    """How often in training a post is taken for an unknown one."""
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> Self:
+        if self.embedding_dim % self.num_heads:
+            raise ValueError(
+                f"num_heads: found {self.num_heads}, allowed are divisors of the embedding_dim {self.embedding_dim}"
+            )
+        return self
+
+
 class PositionDebiasConfig(BaseConfig):
     """The position where a post was served, as an input in training that a ranking does without.
 

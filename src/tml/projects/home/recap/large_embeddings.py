@@ -10,20 +10,16 @@ the second pass over the data on.
 The gradient of a table is sparse: the rows of a batch.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from tml.core.errors import DataError
+from tml.data.id_numbers import NO_ID, id_numbers
 from tml.embeddings.local import sparse_table
 from tml.projects.home.recap.input_config import LargeEmbeddingsConfig, LargeTableConfig
 
-NO_ID = -(2**63)
-"""Stands in a batch for no id."""
 SCALE = 0.1
 """The mean length of a vector at the start: a row seen rarely says little."""
 
@@ -123,26 +119,5 @@ class LargeEmbeddings(nn.Module):
 
 
 def id_tensor(column: pa.Array | pa.ChunkedArray, name: str) -> Tensor:
-    """A column of ids as int64, null as `NO_ID`: integers as they are, text by a digest that is the same everywhere.
-
-    Args:
-        column: of integers or strings.
-        name: of the column, for errors.
-
-    Raises:
-        DataError: a column of another type.
-    """
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if pa.types.is_integer(array.type):
-        ids = array.cast(pa.int64(), safe=False).fill_null(NO_ID)
-        return torch.from_numpy(ids.to_numpy(zero_copy_only=False, writable=True))
-    if not isinstance(array, pa.DictionaryArray):
-        if not (pa.types.is_string(array.type) or pa.types.is_large_string(array.type)):
-            raise DataError(f"{name}: found ids of type {array.type}, allowed are integers and text")
-        array = array.dictionary_encode()
-    digests = np.array([*map(_digest, array.dictionary.to_pylist()), NO_ID], np.int64)
-    return torch.from_numpy(digests[array.indices.fill_null(len(digests) - 1).to_numpy()])
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+    """A column of ids as int64, null as `NO_ID`; see `tml.data.id_numbers`."""
+    return torch.from_numpy(id_numbers(column, name))

@@ -15,12 +15,12 @@ from torch import Tensor
 from tml.core.distributed import gathered, ranks
 from tml.core.errors import ConfigError
 from tml.data.examples import VECTORS
+from tml.data.id_numbers import NO_ID
 from tml.data.segdense import SegdenseReader, read_schema
 from tml.data.segdense.columns import SegdenseColumns
 from tml.data.segdense.schema import FeatureNames
 from tml.projects.home.recap.calibration import sampling_ratio
 from tml.projects.home.recap.config import InputShapes, ModelConfig
-from tml.projects.home.recap.large_embeddings import NO_ID
 from tml.projects.home.recap.model import HeavyRanker
 from tml.projects.home.recap.published_config import PublishedConfig, PublishedData
 
