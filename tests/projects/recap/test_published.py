@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,6 +128,20 @@ def test_the_published_training_does_what_it_says(example: dict[str, Any], tmp_p
     train_published(whole, tmp_path / "whole")
     for name, value in weights(tmp_path / "whole").items():
         assert torch.equal(weights(tmp_path / "run")[name], value)
+
+
+def test_what_was_passed_over_is_told(
+    example: dict[str, Any], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied = tmp_path / "data"
+    shutil.copytree(data, copied)
+    damaged = sorted((copied / "2022/10/01").glob("*.gz"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:-2000])
+    own = {"explicit_date_inputs": None, "inputs": f"{copied}/2022/10/01/*.gz", "on_error": "skip"}
+    train_published(parse(example, lambda tree: tree["train_data"].update(own)), tmp_path / "run")
+    told = [line for line in capsys.readouterr().err.splitlines() if "damaged records" in line]
+    assert len(told) == 1
+    assert damaged.name in told[0]
 
 
 def test_a_folder_holds_one_training(example: dict[str, Any], tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from tml.core.lock import alone
 from tml.core.memory import keep_freed_memory
 from tml.core.train_state import load_model
 from tml.core.training import TrainState, averaged, resume, train
+from tml.data.tfrecord import Skipped
 from tml.projects.home.recap.model import HeavyRanker, RankerLoss
 from tml.projects.home.recap.optimizer import build_optimizer
 from tml.projects.home.recap.published_config import PublishedConfig, TensorflowKnobs
@@ -76,6 +77,7 @@ def train_published(config: PublishedConfig, folder: Path) -> dict[str, Any]:
             label="train ranker",
             fingerprint=_training_mark(config),
         )
+        _say_skipped(reader.reader.skipped)
         ratios = sampling_ratios(config.train_data, reader)
         with averaged(state.optimizer):
             if is_first_rank():
@@ -99,6 +101,12 @@ def evaluate_published(config: PublishedConfig, folder: Path) -> dict[str, Any]:
         if set(model.tasks) != set(inputs.tasks):
             raise ConfigError(f"{folder / RECAP / MODEL}: found a model of other tasks than model.tasks")
         return _written(ValidationSets(config, inputs).evaluate(model, read_json(folder / RECAP / SAMPLING)), folder)
+
+
+def _say_skipped(skipped: Skipped) -> None:
+    if skipped.records or skipped.files:
+        lost = f"skipped {skipped.records:,} damaged records and the rest of {skipped.files:,} files"
+        print(f"train ranker: {lost}, the first: {skipped.first}", file=sys.stderr)
 
 
 def _written(evaluation: dict[str, Any], folder: Path) -> dict[str, Any]:
