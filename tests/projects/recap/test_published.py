@@ -198,6 +198,7 @@ def test_a_killed_training_goes_on_as_if_it_had_not_been(example: dict[str, Any]
     program = f"""
 import os, signal
 from pathlib import Path
+import torch
 from tml.core import training
 from tml.core.config import load_config
 from tml.projects.home.recap.published import train_published
@@ -208,6 +209,7 @@ def take_step_or_die(state, *arguments):
         os.kill(os.getpid(), signal.SIGKILL)
     return take_step(state, *arguments)
 training.take_step = take_step_or_die
+torch.set_num_threads({torch.get_num_threads()})  # another number gives other bits
 train_published(load_config(PublishedConfig, Path({str(path)!r})), Path({str(tmp_path / "run")!r}))
 """
     killed = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
