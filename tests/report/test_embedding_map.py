@@ -10,8 +10,8 @@ import torch
 from sklearn.manifold import trustworthiness
 
 from tml.projects.twhin.config import RelationConfig, TwhinConfig
-from tml.projects.twhin.data import Graph, Relation
 from tml.projects.twhin.export import export_embeddings
+from tml.projects.twhin.graph import Graph, Relation
 from tml.projects.twhin.model import TwhinModel
 from tml.projects.twhin.vectors import load_vectors
 from tml.report.embedding_map import map_card, sample

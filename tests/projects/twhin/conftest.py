@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from tml.projects.twhin.config import RelationConfig, TwhinConfig
-from tml.projects.twhin.data import Graph, Relation
+from tml.projects.twhin.graph import Graph, Relation
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 

@@ -5,7 +5,8 @@ import pytest
 
 from tml.core.errors import DataError
 from tml.projects.twhin.config import RelationConfig, TwhinConfig
-from tml.projects.twhin.data import extract_graph, extract_new_edges, hold_out, hold_out_on_disk, read_graph
+from tml.projects.twhin.data import extract_graph, extract_new_edges, hold_out, hold_out_on_disk
+from tml.projects.twhin.graph import read_graph
 
 FOLLOWS = [(2, 11, 1), (1, 12, 2), (1, 12, 3), (1, 10, 50)]
 LIKES = [(1, 100, "favorited", 4), (3, 101, "favorited", 5), (3, 102, "favorited", 6), (1, 101, "replied", 7)]

@@ -8,8 +8,9 @@ import torch
 from tml.core.training import TrainingConfig
 from tml.embeddings.files import read_embeddings
 from tml.projects.twhin import train as module
-from tml.projects.twhin.data import extract_graph, read_graph
+from tml.projects.twhin.data import extract_graph
 from tml.projects.twhin.export import export_embeddings
+from tml.projects.twhin.graph import read_graph
 from tml.projects.twhin.model import TwhinModel
 from tml.projects.twhin.train import train_twhin
 

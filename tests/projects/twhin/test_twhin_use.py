@@ -15,9 +15,9 @@ from tml.embeddings.nearest import build_index
 from tml.projects.twhin.answers import ask
 from tml.projects.twhin.clusters import find_interests, retrieve, write_interests
 from tml.projects.twhin.config import RelationConfig, TwhinConfig
-from tml.projects.twhin.data import Graph, Relation
 from tml.projects.twhin.edge_files import NamedEdges, read_edges
 from tml.projects.twhin.export import export_embeddings
+from tml.projects.twhin.graph import Graph, Relation
 from tml.projects.twhin.model import TwhinModel
 from tml.projects.twhin.neighbours import plain_search, read_names, relation_search
 from tml.projects.twhin.project import loss_against, project_file, project_nodes

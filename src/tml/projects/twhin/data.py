@@ -25,10 +25,8 @@ import pyarrow.parquet as pq
 from tml.core.errors import ConfigError, DataError
 from tml.core.files import whole_file, whole_folder, write_json
 from tml.projects.twhin.config import RelationConfig, TwhinConfig
-from tml.projects.twhin.edges import Rows as Rows
-from tml.projects.twhin.graph import Graph as Graph
-from tml.projects.twhin.graph import Relation as Relation
-from tml.projects.twhin.graph import read_graph as read_graph
+from tml.projects.twhin.edges import Rows
+from tml.projects.twhin.graph import Graph, read_graph
 from tml.projects.twhin.known import KnownEdges
 
 TIMES = {"follows": "followed_at", "engagements": "engaged_at", "history": None}

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from tml.core.files import whole_folder, write_json
 from tml.embeddings.engine import TableEngine
 from tml.embeddings.files import Vectors, write_blocks
-from tml.projects.twhin.data import Graph, Relation
+from tml.projects.twhin.graph import Graph, Relation
 from tml.projects.twhin.model import TwhinModel
 from tml.projects.twhin.operators import Operators, Side
 from tml.projects.twhin.scores import Score

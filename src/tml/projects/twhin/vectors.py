@@ -30,7 +30,7 @@ from tml.core.files import read_json
 from tml.embeddings.files import Embeddings, read_embeddings
 from tml.embeddings.nearest import Rows
 from tml.projects.twhin.config import Loss
-from tml.projects.twhin.data import Relation
+from tml.projects.twhin.graph import Relation
 from tml.projects.twhin.operators import Operators, RelationOperator, Side
 from tml.projects.twhin.scores import Score, pairwise, rowwise
 
