@@ -4,9 +4,12 @@
 are a group. Without torchrun there is one rank, and nothing to do.
 """
 
+import importlib
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -111,3 +114,22 @@ def unwrap(module: nn.Module) -> nn.Module:
         inner = module._modules[name]
         assert inner is not None
         module = inner
+
+
+def import_torchrec(name: str) -> ModuleType:
+    """A module of TorchRec or what comes with it, by its name; TorchRec need not be installed.
+
+    Raises:
+        ConfigError: it is not installed, with the commands that install it.
+    """
+    try:
+        with warnings.catch_warnings():
+            # FBGEMM tells of kernels that it no longer has, PyTorch of TorchScript.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        raise ConfigError(
+            f"TorchRec's embedding tables need {package}, which is not installed: pip install '.[distributed]' and then"
+            " pip install --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0"
+        ) from None

@@ -9,6 +9,9 @@ The message is one sentence that names the file or field, what was found and wha
 prints it and exits with 2; a bug is any other exception and keeps its traceback.
 """
 
+import itertools
+from collections.abc import Collection
+
 
 class UserError(Exception):
     """Something that the user can put right."""
@@ -24,3 +27,9 @@ class DataError(UserError):
 
 class MissingStage(UserError):  # noqa: N818 - it says what is missing
     """The output of an earlier stage is not there."""
+
+
+def listed(names: Collection[str], most: int = 12) -> str:
+    """Names for a sentence; of many only the first `most`."""
+    shown = ", ".join(itertools.islice(names, most))
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

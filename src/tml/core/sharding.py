@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tml.core.errors import listed
+
 
 def is_sharded(value: Any) -> bool:
     """Whether a value is a tensor of which this rank has only a piece."""
@@ -51,6 +53,16 @@ def full_shape(value: Any) -> torch.Size:
     # A ShardedTensor answers most other questions with a warning.
     shape: torch.Size = value.metadata().size if hasattr(value, "local_shards") else value.shape
     return shape
+
+
+def differences(own: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
+    """What keeps saved tensors from fitting one's own, by name: `missing …`, `left over …`, `of another shape …`."""
+    sides = {
+        "missing": own.keys() - saved.keys(),
+        "left over": saved.keys() - own.keys(),
+        "of another shape": {name for name in own.keys() & saved.keys() if full_shape(own[name]) != saved[name].shape},
+    }
+    return [f"{what} {listed(sorted(names))}" for what, names in sides.items() if names]
 
 
 def copy_into(value: Tensor, full: Tensor) -> None:

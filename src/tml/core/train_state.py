@@ -15,7 +15,7 @@ from torch import nn
 
 from tml.core.distributed import gathered, ranks, unwrap
 from tml.core.errors import DataError
-from tml.core.sharding import copy_into, full_shape, full_state, is_sharded
+from tml.core.sharding import copy_into, differences, full_state, is_sharded
 
 
 @dataclass
@@ -151,12 +151,7 @@ def load_model(model: nn.Module, saved: Mapping[str, torch.Tensor]) -> None:
     """
     model = unwrap(model)
     own = model.state_dict()
-    differences = {
-        "missing": own.keys() - saved.keys(),
-        "left over": saved.keys() - own.keys(),
-        "of another shape": {name for name in own.keys() & saved.keys() if full_shape(own[name]) != saved[name].shape},
-    }
-    found = [f"{what} {', '.join(sorted(names))}" for what, names in differences.items() if names]
+    found = differences(own, saved)
     if found:
         raise DataError(f"the checkpoint is of another model: {'; '.join(found)}")
     sharded = {name: value for name, value in own.items() if is_sharded(value)}

@@ -9,16 +9,15 @@ Every exchange is one that all ranks take part in: outside of training, too, the
 same order. A checkpoint has whole tables, put together by the first rank, and fits any number of ranks.
 """
 
-import importlib
 import os
 import warnings
 from collections.abc import Collection, Mapping
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
+from tml.core.distributed import import_torchrec
 from tml.core.errors import ConfigError
 from tml.core.sharding import is_sharded
 from tml.embeddings.engine import lookup
@@ -53,7 +52,7 @@ class ShardedTables(nn.Module):
         if dim % 4:
             raise ConfigError(f"embedding_dim: found {dim}, allowed under torchrun are multiples of 4")
         self.dim, self._sizes, self._device = dim, dict(sizes), generator.device
-        self._torchrec = _imported("torchrec")
+        self._torchrec = import_torchrec("torchrec")
         configs = [
             self._torchrec.EmbeddingConfig(
                 name=name,
@@ -175,7 +174,7 @@ def shard(model: nn.Module, path: str) -> nn.Module:
     tables = model.get_submodule(path)
     assert isinstance(tables, ShardedTables)
     ranks, here = distributed.get_world_size(), int(os.environ.get("LOCAL_WORLD_SIZE", distributed.get_world_size()))
-    plans = _imported("torchrec.distributed.sharding_plan")
+    plans = import_torchrec("torchrec.distributed.sharding_plan")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchRec's own, about PyTorch's older interfaces
         plan = plans.construct_module_sharding_plan(
@@ -185,21 +184,7 @@ def shard(model: nn.Module, path: str) -> nn.Module:
             world_size=ranks,
             device_type=tables.device.type,
         )
-        whole = _imported("torchrec.distributed.types").ShardingPlan({f"{path}.collection": plan})
-        parallel = _imported("torchrec.distributed.model_parallel").DistributedModelParallel
+        whole = import_torchrec("torchrec.distributed.types").ShardingPlan({f"{path}.collection": plan})
+        parallel = import_torchrec("torchrec.distributed.model_parallel").DistributedModelParallel
         sharded: nn.Module = parallel(model, device=tables.device, plan=whole)
     return sharded
-
-
-def _imported(name: str) -> ModuleType:
-    try:
-        with warnings.catch_warnings():
-            # FBGEMM tells of kernels that it no longer has, PyTorch of TorchScript.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        package = str(error.name).partition(".")[0]
-        raise ConfigError(
-            f"tables over several processes need {package}, which is not installed: pip install '.[distributed]' and "
-            "then pip install --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0"
-        ) from None

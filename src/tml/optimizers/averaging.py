@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tml.core.errors import DataError
 from tml.core.interrupts import uninterrupted
-from tml.optimizers.groups import listed
+from tml.core.sharding import differences
 
 
 class WeightAverage:
@@ -88,11 +88,7 @@ class WeightAverage:
         """
         saved, tensors = state["averages"], self.tensors
         if saved:
-            sides = {"missing": tensors.keys() - saved.keys(), "left over": saved.keys() - tensors.keys()}
-            sides["of another shape"] = {
-                name for name in tensors.keys() & saved.keys() if tensors[name].shape != saved[name].shape
-            }
-            found = [f"{what} {listed(sorted(names))}" for what, names in sides.items() if names]
+            found = differences(tensors, saved)
             if found:
                 raise DataError(f"the averaged weights are of another model: {'; '.join(found)}")
         self.updates = state["updates"]

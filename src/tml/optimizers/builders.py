@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from tml.core.errors import ConfigError
+from tml.core.errors import ConfigError, listed
 from tml.optimizers.averaging import WeightAverage, floating_buffers
 from tml.optimizers.config import (
     AdagradConfig,
@@ -22,7 +22,7 @@ from tml.optimizers.config import (
     SgdConfig,
 )
 from tml.optimizers.grouped import GroupedOptimizer
-from tml.optimizers.groups import assign_groups, find_tables, listed, trainable_parameters, walk
+from tml.optimizers.groups import assign_groups, find_tables, trainable_parameters, walk
 from tml.optimizers.in_backward import InBackward, is_in_backward, require_declared
 from tml.optimizers.row_updates import RowOptimizer
 from tml.optimizers.rowwise_adagrad import RowwiseAdagrad

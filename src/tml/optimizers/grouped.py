@@ -17,12 +17,11 @@ from rich.table import Table
 from torch import Tensor
 
 from tml.core.bfloat16 import Copies
-from tml.core.errors import ConfigError, DataError
+from tml.core.errors import ConfigError, DataError, listed
 from tml.core.gradients import gradients_of, norms_by_group, total
 from tml.core.sharding import full_state
 from tml.optimizers import sliced_adam
 from tml.optimizers.averaging import WeightAverage
-from tml.optimizers.groups import listed
 from tml.optimizers.in_backward import InBackward
 from tml.optimizers.row_updates import RowOptimizer
 from tml.optimizers.rowwise_adagrad import RowwiseAdagrad

@@ -7,7 +7,6 @@ group among them, and to two groups it cannot belong. Paths are those of the bar
 `torch.compile` and TorchRec's DistributedModelParallel add nothing to them, wherever they are.
 """
 
-import itertools
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from tml.core.distributed import unwrap
-from tml.core.errors import ConfigError
+from tml.core.errors import ConfigError, listed
 
 
 def assign_groups(
@@ -144,9 +143,3 @@ def require_same_tasks(configured: Collection[str], present: Collection[str]) ->
 
 def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
-
-
-def listed(names: Collection[str], most: int = 12) -> str:
-    """Names for a sentence; of many only the first `most`."""
-    shown = ", ".join(itertools.islice(names, most))
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

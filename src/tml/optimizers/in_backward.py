@@ -12,17 +12,15 @@ What is other than with an ordinary optimizer:
   Stochastic gradient descent and both Adagrads leave other rows alone in any case.
 """
 
-import importlib
-import warnings
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tml.core.errors import ConfigError, DataError
+from tml.core.distributed import import_torchrec
+from tml.core.errors import ConfigError, DataError, listed
 from tml.core.sharding import copy_into, full_shape, is_sharded
 from tml.optimizers.config import (
     AdagradConfig,
@@ -32,7 +30,7 @@ from tml.optimizers.config import (
     RowwiseAdagradConfig,
     SgdConfig,
 )
-from tml.optimizers.groups import find_tables, listed, walk
+from tml.optimizers.groups import find_tables, walk
 from tml.optimizers.kernels import Table, empty_state, find_kernels, on_all_ranks, sharded_weights
 from tml.optimizers.schedules import LearningRate
 
@@ -51,7 +49,7 @@ def apply_in_backward(model: nn.Module, config: OptimizerConfig, tables: Collect
         ConfigError: TorchRec is not installed, FBGEMM has no kernel for the algorithm, or a table is not there, is
             frozen, or was declared already.
     """
-    modules = _imported("torchrec.modules.embedding_modules")
+    modules = import_torchrec("torchrec.modules.embedding_modules")
     collections = modules.EmbeddingBagCollection, modules.EmbeddingCollection
     weights: dict[str, nn.Parameter] = {}
     for path, module in walk(model):
@@ -69,9 +67,9 @@ def apply_in_backward(model: nn.Module, config: OptimizerConfig, tables: Collect
         if hasattr(weight, "_in_backward_optimizers"):
             raise ConfigError(f"embedding table {name}: declared twice to be updated in backward, allowed is once")
     settings = _settings(config.algorithm, listed(chosen))
-    optimizer = getattr(_imported("torchrec.optim"), _CLASSES[type(config.algorithm)])
+    optimizer = getattr(import_torchrec("torchrec.optim"), _CLASSES[type(config.algorithm)])
     # Where TorchRec's own function points to.
-    declare = _imported("torch.distributed.optim")._apply_optimizer_in_backward
+    declare = import_torchrec("torch.distributed.optim")._apply_optimizer_in_backward
     for weight in chosen.values():
         # TorchRec reads `_batch_key` only to keep tables out of one kernel, which has one rate.
         kwargs = {**settings, "lr": config.learning_rate.at(0), "_batch_key": repr(config.learning_rate)}
@@ -254,17 +252,3 @@ def _settings(algorithm: Algorithm, names: str) -> dict[str, float]:
 
 def _is_in(name: str, paths: Collection[str]) -> bool:
     return any(f"{name}.".startswith(f"{path}.") for path in paths)
-
-
-def _imported(name: str) -> ModuleType:
-    try:
-        with warnings.catch_warnings():
-            # FBGEMM tells of kernels that it no longer has, PyTorch of TorchScript.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        package = str(error.name).partition(".")[0]
-        raise ConfigError(
-            f"tables updated in backward need {package}, which is not installed: pip install '.[distributed]' and then"
-            " pip install --no-deps torchrec==1.8.0 fbgemm-gpu-cpu==1.8.0"
-        ) from None

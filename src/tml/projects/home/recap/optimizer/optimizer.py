@@ -19,12 +19,12 @@ from torch import nn
 
 from tml.core.config import parse_config
 from tml.core.distributed import unwrap
-from tml.core.errors import ConfigError
+from tml.core.errors import ConfigError, listed
 from tml.core.training import Callback, TrainingConfig, TrainResult, TrainState, train
 from tml.optimizers.builders import build
 from tml.optimizers.config import OptimizerConfig
 from tml.optimizers.grouped import GroupedOptimizer
-from tml.optimizers.groups import find_tables, find_towers, listed, require_same_tasks
+from tml.optimizers.groups import find_tables, find_towers, require_same_tasks
 from tml.optimizers.in_backward import tables_in_backward
 from tml.optimizers.scheduler import RateScheduler
 from tml.projects.home.recap.optimizer.config import RecapOptimizerConfig, default_config
