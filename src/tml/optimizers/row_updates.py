@@ -59,9 +59,7 @@ def update_rows(
         step: the number of this update of the table, from 1; Adam corrects its bias by it.
     """
     if isinstance(algorithm, RowwiseAdagradConfig):
-        flat = gradients.flatten(1)
-        norms = torch.linalg.vector_norm(flat, dim=1, dtype=state["sum"].dtype)
-        state["sum"].index_add_(0, rows, norms.square_().div_(flat.shape[1]))
+        state["sum"].index_add_(0, rows, mean_of_squares(gradients, state["sum"].dtype))
         scale = -rate / (state["sum"][rows].sqrt_() + algorithm.epsilon)
         add_to_rows(table, rows, gradients * scale.view(-1, *[1] * (gradients.ndim - 1)))
     elif isinstance(algorithm, AdagradConfig):
@@ -103,7 +101,35 @@ def round_at_random(values: Tensor, dtype: torch.dtype) -> Tensor:
     return ((as_integers + noise) & -(1 << bits)).view(torch.float32).to(dtype)
 
 
-class RowOptimizer(torch.optim.Optimizer):
+def mean_of_squares(gradients: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of each row of (n, …), taken and given in `dtype`: what row-wise Adagrad sums."""
+    flat = gradients.flatten(1)
+    norms: Tensor = torch.linalg.vector_norm(flat, dim=1, dtype=dtype)
+    return norms.square_().div_(flat.shape[1])
+
+
+class TableOptimizer(torch.optim.Optimizer):
+    """A step that updates the tables which have a gradient, each by `update`."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update the tables that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table.grad is not None:
+                    self.update(table, table.grad, group)
+        return loss
+
+    def update(self, table: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        """Update a table by its gradient, with the settings of its group."""
+        raise NotImplementedError
+
+
+class RowOptimizer(TableOptimizer):
     """One of these algorithms for tables whose gradients are sparse by row.
 
     Args:
@@ -130,23 +156,12 @@ class RowOptimizer(torch.optim.Optimizer):
         """What is kept for a table."""
         return {"step", *state_of_rows(self.algorithm, torch.empty(0, 1))}
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def update(self, table: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         """Update the rows that have a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for table in group["params"]:
-                if table.grad is not None:
-                    self._update(table, table.grad.coalesce(), group["lr"])
-        return loss
-
-    def _update(self, table: Tensor, gradient: Tensor, rate: float) -> None:
         state = self.state[table]
         if not state:
             state |= {"step": torch.zeros(()), **state_of_rows(self.algorithm, table)}
         state["step"] += 1
+        gradient = gradient.coalesce()
         rows, values = gradient.indices()[0], gradient.values()
-        update_rows(self.algorithm, table.detach(), state, rows, values, rate, int(state["step"]))
+        update_rows(self.algorithm, table.detach(), state, rows, values, group["lr"], int(state["step"]))

@@ -6,17 +6,17 @@ A quarter of Adam's memory traffic and of its state hardly anything is left: for
 weights. The same update as FBGEMM's `EXACT_ROWWISE_ADAGRAD`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tml.optimizers.config import RowwiseAdagradConfig
-from tml.optimizers.row_updates import update_rows
+from tml.optimizers.row_updates import TableOptimizer, mean_of_squares, update_rows
 
 
-class RowwiseAdagrad(torch.optim.Optimizer):
+class RowwiseAdagrad(TableOptimizer):
     """Row-wise Adagrad for parameters of two or more dimensions; gradients are dense or sparse by row.
 
     With a sparse gradient only its rows are read and written. The state `sum`, float32 of shape (rows,), begins at 0.
@@ -31,20 +31,8 @@ class RowwiseAdagrad(torch.optim.Optimizer):
     def __init__(self, params: Iterable[Any], lr: float = 1e-2, eps: float = 1e-8, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update the rows that have a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for table in group["params"]:
-                if table.grad is not None:
-                    self._update(table, table.grad, group)
-        return loss
-
-    def _update(self, table: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def update(self, table: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        """Update all rows, or those of a sparse gradient."""
         state = self.state[table]
         if not state:
             state["sum"] = torch.zeros(len(table), dtype=torch.float32, device=table.device)
@@ -58,7 +46,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
             return
         if group["weight_decay"]:
             gradient = gradient.add(table, alpha=group["weight_decay"])
-        sums.add_(_mean_of_squares(gradient))
+        sums.add_(mean_of_squares(gradient, sums.dtype))
         scale = (rate / (sums.sqrt() + epsilon)).to(table.dtype)
         table.addcmul_(gradient, _by_row(scale, table), value=-1)
 
@@ -66,9 +54,3 @@ class RowwiseAdagrad(torch.optim.Optimizer):
 def _by_row(scale: Tensor, table: Tensor) -> Tensor:
     # The table itself may not be flattened: where its memory is not in order, that is a copy.
     return scale.view(-1, *[1] * (table.ndim - 1))
-
-
-def _mean_of_squares(values: Tensor) -> Tensor:
-    values = values.flatten(1)
-    norms: Tensor = torch.linalg.vector_norm(values, dim=1, dtype=torch.float32)
-    return norms.square_().div_(values.shape[1])
