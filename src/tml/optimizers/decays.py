@@ -124,13 +124,12 @@ class Exponential(Schedule):
         return f"{start}, then times {self.decay_rate:g} {every}{stairs}{floor}"
 
 
-class Polynomial(Schedule):
-    """From `learning_rate` to `final_learning_rate` at step `final_num_steps` along a polynomial: by default a line."""
+class RampToFinal(Schedule):
+    """From 0 up to `learning_rate`, then down to `final_learning_rate` at step `final_num_steps`, as `left` says."""
 
     learning_rate: NonNegativeFloat
-    final_learning_rate: NonNegativeFloat = 0.0
-    power: PositiveFloat = 1.0
-    num_ramp_steps: NonNegativeInt = 0
+    final_learning_rate: NonNegativeFloat
+    num_ramp_steps: NonNegativeInt
     final_num_steps: PositiveInt
 
     @model_validator(mode="after")
@@ -138,19 +137,36 @@ class Polynomial(Schedule):
         require_later("final_num_steps", self.final_num_steps, "num_ramp_steps", self.num_ramp_steps)
         return self
 
+    @abstractmethod
+    def left(self, done: int, steps: int) -> float:
+        """How much of the way down is left, from 1 to 0, when so many of the decay's steps are done."""
+
     def at(self, step: int) -> float:
         """The rate after `step` finished steps."""
         if step <= self.num_ramp_steps:
             return ramp(self.learning_rate, self.num_ramp_steps, step)
         if step >= self.final_num_steps:
             return self.final_learning_rate
-        left = (self.final_num_steps - step) / (self.final_num_steps - self.num_ramp_steps)
-        return between(self.learning_rate, self.final_learning_rate, left**self.power)
+        left = self.left(step - self.num_ramp_steps, self.final_num_steps - self.num_ramp_steps)
+        return between(self.learning_rate, self.final_learning_rate, left)
 
     @property
     def joints(self) -> tuple[int, ...]:
         """The ramp's end and the decay's."""
         return (self.num_ramp_steps, self.final_num_steps)
+
+
+class Polynomial(RampToFinal):
+    """From `learning_rate` to `final_learning_rate` at step `final_num_steps` along a polynomial: by default a line."""
+
+    final_learning_rate: NonNegativeFloat = 0.0
+    num_ramp_steps: NonNegativeInt = 0
+    power: PositiveFloat = 1.0
+
+    def left(self, done: int, steps: int) -> float:
+        """A power of a line."""
+        left: float = ((steps - done) / steps) ** self.power
+        return left
 
     def __str__(self) -> str:
         shape = "linear" if self.power == 1 else f"polynomial of power {self.power:g}"

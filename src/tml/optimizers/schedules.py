@@ -21,11 +21,10 @@ from tml.optimizers.decays import (
     Exponential,
     InverseSquareRoot,
     Polynomial,
+    RampToFinal,
     Schedule,
     WarmUpStableDecay,
-    between,
     ramp,
-    require_later,
     rise,
 )
 
@@ -49,32 +48,14 @@ class LinearRampToConstant(Schedule):
         return rise(self.learning_rate, self.num_ramp_steps)
 
 
-class LinearRampToCosine(Schedule):
+class LinearRampToCosine(RampToFinal):
     """From 0 up to `learning_rate`, then along half a cosine to `final_learning_rate` at step `final_num_steps`."""
 
-    learning_rate: NonNegativeFloat
-    final_learning_rate: NonNegativeFloat
     num_ramp_steps: PositiveInt
-    final_num_steps: PositiveInt
 
-    @model_validator(mode="after")
-    def _final_after_ramp(self) -> Self:
-        require_later("final_num_steps", self.final_num_steps, "num_ramp_steps", self.num_ramp_steps)
-        return self
-
-    def at(self, step: int) -> float:
-        """The rate after `step` finished steps."""
-        if step <= self.num_ramp_steps:
-            return ramp(self.learning_rate, self.num_ramp_steps, step)
-        if step >= self.final_num_steps:
-            return self.final_learning_rate
-        progress = (step - self.num_ramp_steps) / (self.final_num_steps - self.num_ramp_steps)
-        return between(self.learning_rate, self.final_learning_rate, 0.5 * (1.0 + math.cos(math.pi * progress)))
-
-    @property
-    def joints(self) -> tuple[int, ...]:
-        """The ramp's end and the cosine's."""
-        return (self.num_ramp_steps, self.final_num_steps)
+    def left(self, done: int, steps: int) -> float:
+        """Half a cosine."""
+        return 0.5 * (1.0 + math.cos(math.pi * (done / steps)))
 
     def __str__(self) -> str:
         start = rise(self.learning_rate, self.num_ramp_steps)
