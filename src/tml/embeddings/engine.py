@@ -1,42 +1,60 @@
 """What an engine of embedding tables does, whatever keeps its rows: one process, partitions on disk, several machines.
 
-An engine hands out copies of rows and takes gradients for them; it never sees a model or a loss. `lookup` makes a read
-part of autograd's graph: in backward the gradients of all reads of a row are summed, and the engine gets them.
+An engine hands out copies of rows and takes gradients for them; it never sees a model or a loss. Called as a module it
+makes a read part of autograd's graph: in backward the gradients of all reads of a row are summed, and it gets them.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-class TableEngine(Protocol):
+class TableEngine(nn.Module):
     """Named tables of vectors of one dimension.
 
-    Attributes:
+    Args:
+        sizes: the number of rows of each table.
         dim: the dimension of a vector.
     """
 
-    dim: int
+    def __init__(self, sizes: Mapping[str, int], dim: int) -> None:
+        super().__init__()
+        self.dim, self.sizes = dim, dict(sizes)
 
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """The number of rows of each table."""
+    def forward(self, name: str, rows: Tensor) -> Tensor:
+        """Vectors of rows of any shape, int64, with a gradient: shape of `rows` with the dimension behind it."""
+        if not self.learns(name) or not torch.is_grad_enabled():
+            return self.read(name, rows.reshape(-1)).view(*rows.shape, self.dim)
+        # Autograd only follows what comes from a tensor with a gradient; this one has no elements.
+        anchor = torch.empty(0, device=self.device, requires_grad=True)
+        vectors: Tensor = _Lookup.apply(anchor, self, name, rows)  # type: ignore[no-untyped-call]
+        return vectors
 
     @property
     def device(self) -> torch.device:
         """Where vectors are read to."""
+        return next(self.parameters()).device
 
+    @abstractmethod
+    def path(self, name: str) -> str:
+        """The path of a table's module below this one."""
+
+    @abstractmethod
     def read(self, name: str, rows: Tensor | slice) -> Tensor:
         """Vectors of rows, (n,) int64 or a slice, as (n, dimension) of at least float32; rows may come twice."""
 
+    @abstractmethod
     def write(self, name: str, rows: Tensor | slice, vectors: Tensor) -> None:
         """Put vectors (n, dimension) in the place of those of rows, each one there once."""
 
+    @abstractmethod
     def learns(self, name: str) -> bool:
         """Whether a table takes gradients; a frozen one does not."""
 
+    @abstractmethod
     def add_gradients(self, name: str, rows: Tensor, gradients: Tensor) -> None:
         """Take the gradients (n, dimension) of rows, (n,) int64 and each one there once, for the optimizer's next step.
 
@@ -52,25 +70,6 @@ class TableEngine(Protocol):
 
     def finish(self) -> None:
         """Take note that the gradients of the batch have all been added."""
-
-
-def lookup(engine: TableEngine, name: str, rows: Tensor) -> Tensor:
-    """Read rows with a gradient.
-
-    Args:
-        engine: has the table.
-        name: the table.
-        rows: row numbers, any shape, int64.
-
-    Returns:
-        Their vectors, shape of `rows` with the dimension behind it.
-    """
-    if not engine.learns(name) or not torch.is_grad_enabled():
-        return engine.read(name, rows.reshape(-1)).view(*rows.shape, engine.dim)
-    # Autograd only follows what comes from a tensor with a gradient; this one has no elements.
-    anchor = torch.empty(0, device=engine.device, requires_grad=True)
-    vectors: Tensor = _Lookup.apply(anchor, engine, name, rows)  # type: ignore[no-untyped-call]
-    return vectors
 
 
 class _Lookup(torch.autograd.Function):

@@ -12,12 +12,12 @@ vector `scale` on the mean, whatever the dimension.
 """
 
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from tml.embeddings.engine import lookup
+from tml.embeddings.engine import TableEngine
 
 DataType = Literal["fp32", "fp16", "bf16"]
 
@@ -33,8 +33,8 @@ def sparse_table(
     return nn.Embedding(rows, dim, sparse=True, _weight=vectors.to(dtype))
 
 
-class LocalTables(nn.Module):
-    """Named embedding tables of one dimension, with sparse gradients: a `TableEngine`.
+class LocalTables(TableEngine):
+    """Named embedding tables of one dimension, with sparse gradients.
 
     Args:
         sizes: the number of rows of each table, by name.
@@ -59,27 +59,12 @@ class LocalTables(nn.Module):
         types: Mapping[str, DataType] | None = None,
         frozen: Collection[str] = (),
     ) -> None:
-        super().__init__()
-        self.dim, self._sizes = dim, dict(sizes)
-        self._number = {name: number for number, name in enumerate(self._sizes)}
+        super().__init__(sizes, dim)
+        self._number = {name: number for number, name in enumerate(sizes)}
         self.tables = nn.ModuleList()
         for name, rows in sizes.items():
             table = sparse_table(rows, dim, generator, scale, TYPES[(types or {}).get(name, "fp32")])
             self.tables.append(table.requires_grad_(name not in frozen))
-
-    def forward(self, name: str, rows: Tensor) -> Tensor:
-        """Vectors of rows of any shape, int64, with a gradient: shape of `rows` with the dimension behind it."""
-        return lookup(self, name, rows)
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """The number of rows of each table."""
-        return self._sizes
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tables are."""
-        return next(self.parameters()).device
 
     def read(self, name: str, rows: Tensor | slice) -> Tensor:
         """Vectors of rows, (n,) int64 or a slice, as (n, dimension), without a gradient."""
@@ -100,12 +85,6 @@ class LocalTables(nn.Module):
     def add_gradients(self, name: str, rows: Tensor, gradients: Tensor) -> None:
         """Keep the gradients of rows, each one there once, for the optimizer's next step."""
         give_gradient(self._table(name), rows, gradients)
-
-    def begin(self, batch: Mapping[str, Any]) -> None:
-        """Nothing is to be done before a batch."""
-
-    def finish(self) -> None:
-        """Nothing is left to be done after the gradients of a batch."""
 
     def vectors(self, name: str) -> Tensor:
         """All vectors of a table, (rows, dimension), without a gradient."""

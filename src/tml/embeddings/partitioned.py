@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tml.embeddings.engine import lookup
+from tml.embeddings.engine import TableEngine
 from tml.embeddings.local import TYPES, DataType, LocalTables, give_gradient
 from tml.embeddings.partition_files import PartitionFiles, read_rows, read_tensors
 from tml.embeddings.partitions import Partitions
 
 
-class PartitionedTables(nn.Module):
-    """Named embedding tables of one dimension, partly on disk: a `TableEngine`.
+class PartitionedTables(TableEngine):
+    """Named embedding tables of one dimension, partly on disk.
 
     Training says which partitions it needs (`begin` or `hold`); gradients are taken for their rows alone. `read` and
     `write` reach all rows.
@@ -55,8 +55,8 @@ class PartitionedTables(nn.Module):
         folder: Path,
         partitions: Partitions,
     ) -> None:
-        super().__init__()
-        self.dim, self._sizes, self.scale = dim, dict(sizes), scale
+        super().__init__(sizes, dim)
+        self.scale = scale
         self.partitions, self.files = partitions, PartitionFiles(folder)
         self._seed = generator.initial_seed()
         whole = {name: rows for name, rows in sizes.items() if name not in partitions.sizes}
@@ -83,20 +83,6 @@ class PartitionedTables(nn.Module):
         self._coming: tuple[int, int] | None = None
         self._changed: set[int] = set()
 
-    def forward(self, name: str, rows: Tensor) -> Tensor:
-        """Vectors of rows of any shape, int64, with a gradient: shape of `rows` with the dimension behind it."""
-        return lookup(self, name, rows)
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """The number of rows of each table."""
-        return self._sizes
-
-    @property
-    def device(self) -> torch.device:
-        """Where vectors are read to."""
-        return next(self.parameters()).device
-
     def path(self, name: str) -> str:
         """The path of a table's module below this one."""
         return f"slots.{self._number[name]}" if name in self._number else f"whole.{self.whole.path(name)}"
@@ -120,9 +106,6 @@ class PartitionedTables(nn.Module):
     def begin(self, batch: Mapping[str, Any]) -> None:
         """Have in memory what a batch needs: `resident` and `next`, arguments of `hold`."""
         self.hold(batch["resident"], batch["next"])
-
-    def finish(self) -> None:
-        """Nothing is left to be done after the gradients of a batch."""
 
     def hold(self, wanted: Sequence[int], following: int | None = None) -> None:
         """Have these partitions in memory, and no others, and begin to read the one that comes next.
@@ -177,7 +160,7 @@ class PartitionedTables(nn.Module):
         if name not in self._number:
             return self.whole.read(name, rows)
         if isinstance(rows, slice):
-            rows = torch.arange(*rows.indices(self._sizes[name]), device=self.device)
+            rows = torch.arange(*rows.indices(self.sizes[name]), device=self.device)
         slot = self._slot_of[rows % self.partitions.count]
         place = rows // self.partitions.count
         weight = self._weight(name).detach()
@@ -194,7 +177,7 @@ class PartitionedTables(nn.Module):
             self.whole.write(name, rows, vectors)
             return
         if isinstance(rows, slice):
-            rows = torch.arange(*rows.indices(self._sizes[name]), device=self.device)
+            rows = torch.arange(*rows.indices(self.sizes[name]), device=self.device)
         held = sorted(self._slot)
         for partition in torch.unique(rows % self.partitions.count).tolist():
             if partition not in self._slot:

@@ -20,12 +20,12 @@ from torch import Tensor, distributed, nn
 from tml.core.distributed import import_torchrec
 from tml.core.errors import ConfigError
 from tml.core.sharding import is_sharded
-from tml.embeddings.engine import lookup
+from tml.embeddings.engine import TableEngine
 from tml.embeddings.local import DataType
 
 
-class ShardedTables(nn.Module):
-    """Named embedding tables of one dimension, sharded by `shard`: a `TableEngine`.
+class ShardedTables(TableEngine):
+    """Named embedding tables of one dimension, sharded by `shard`.
 
     Args:
         sizes, dim, generator, scale: as of `LocalTables`; each rank draws the first vectors of its own rows.
@@ -45,13 +45,13 @@ class ShardedTables(nn.Module):
         types: Mapping[str, DataType] | None = None,
         frozen: Collection[str] = (),
     ) -> None:
-        super().__init__()
+        super().__init__(sizes, dim)
         refused = {name: f"kept as {kind}" for name, kind in (types or {}).items() if kind != "fp32"}
         for name, found in {**refused, **dict.fromkeys(frozen, "frozen")}.items():
             raise ConfigError(f"embeddings.tables: {name} is {found}, allowed under torchrun is fp32 that learns")
         if dim % 4:
             raise ConfigError(f"embedding_dim: found {dim}, allowed under torchrun are multiples of 4")
-        self.dim, self._sizes, self._device = dim, dict(sizes), generator.device
+        self._device = generator.device
         self._torchrec = import_torchrec("torchrec")
         configs = [
             self._torchrec.EmbeddingConfig(
@@ -68,15 +68,6 @@ class ShardedTables(nn.Module):
         self._fetched: dict[str, tuple[Tensor, Tensor]] = {}
         self._gradients: dict[str, Tensor] = {}
 
-    def forward(self, name: str, rows: Tensor) -> Tensor:
-        """Vectors of rows of any shape, int64, with a gradient: shape of `rows` with the dimension behind it."""
-        return lookup(self, name, rows)
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """The number of rows of each table."""
-        return self._sizes
-
     @property
     def device(self) -> torch.device:
         """Where vectors are read to."""
@@ -88,7 +79,7 @@ class ShardedTables(nn.Module):
 
     def learns(self, name: str) -> bool:
         """Whether a table takes gradients: all do."""
-        return name in self._sizes
+        return name in self.sizes
 
     def begin(self, batch: Mapping[str, Any]) -> None:
         """Fetch the rows of a batch; every rank calls it, each with a batch of its own."""
@@ -103,7 +94,7 @@ class ShardedTables(nn.Module):
         Between `begin` and `finish` they are of the batch's rows; else every rank calls it.
         """
         if isinstance(rows, slice):
-            rows = torch.arange(*rows.indices(self._sizes[name]), device=self.device)
+            rows = torch.arange(*rows.indices(self.sizes[name]), device=self.device)
         if self._fetched:
             unique, vectors = self._fetched[name]
             return vectors.detach().index_select(0, torch.searchsorted(unique, rows))
@@ -115,7 +106,7 @@ class ShardedTables(nn.Module):
     def write(self, name: str, rows: Tensor | slice, vectors: Tensor) -> None:
         """Put vectors (n, dimension) in the place of those of rows, each one there once; every rank has all of them."""
         if isinstance(rows, slice):
-            rows = torch.arange(*rows.indices(self._sizes[name]), device=self.device)
+            rows = torch.arange(*rows.indices(self.sizes[name]), device=self.device)
         table = self.collection.state_dict()[f"embeddings.{name}.weight"]
         assert is_sharded(table), "the model has been sharded"
         for piece in table.local_shards():
@@ -139,11 +130,11 @@ class ShardedTables(nn.Module):
     def _look_up(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rows of some tables by one exchange."""
         none = torch.empty(0, dtype=torch.int64, device=self.device)
-        values = [rows.get(name, none) for name in self._sizes]
+        values = [rows.get(name, none) for name in self.sizes]
         lengths = torch.tensor([len(of_table) for of_table in values], device=self.device)
-        wanted = self._torchrec.KeyedJaggedTensor.from_lengths_sync(list(self._sizes), torch.cat(values), lengths)
+        wanted = self._torchrec.KeyedJaggedTensor.from_lengths_sync(list(self.sizes), torch.cat(values), lengths)
         found = self.collection(wanted)
-        return {name: found[name].values() for name in self._sizes}
+        return {name: found[name].values() for name in self.sizes}
 
 
 class _Draw:
