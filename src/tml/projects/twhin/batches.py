@@ -10,6 +10,7 @@ the place in the stream is those two numbers and a resumed stream goes on with t
 arranges a few batches ahead of training.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import fields
@@ -30,10 +31,55 @@ POOL = 1 << 22
 AHEAD = 3
 """Batches that are arranged before they are asked for."""
 
-Place = tuple[int, int]
+
+class BatchesAhead(ABC):
+    """A stream of batches that a thread makes ahead of training.
+
+    Args:
+        place: where it begins, the numbers that `_batches` takes.
+
+    Attributes:
+        place: after the batch that was given last.
+    """
+
+    def __init__(self, place: tuple[int, ...]) -> None:
+        self.place = place
+        self._made: Generator[tuple[Batch, tuple[int, ...]], None, None] | None = None
+
+    @abstractmethod
+    def _batches(self, *place: int) -> Generator[tuple[Batch, tuple[int, ...]], None, None]:
+        """Batches from a place on, each with the place after it."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._made is None:
+            self._made = items_ahead(self._batches(*self.place), AHEAD)
+        batch, self.place = next(self._made)
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the stream."""
+        return {"place": list(self.place)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a place in the stream."""
+        self.close()
+        self.place = tuple(state["place"])
+
+    def close(self) -> None:
+        """End the thread; the next batch starts it anew."""
+        made, self._made = self._made, None
+        if made is not None:
+            made.close()
+
+    def __del__(self) -> None:
+        with suppress(Exception):
+            self.close()
 
 
-class EdgeBatches:
+class EdgeBatches(BatchesAhead):
     """An endless stream of batches over the edges of a graph, epoch after epoch.
 
     Args:
@@ -50,14 +96,13 @@ class EdgeBatches:
     """
 
     def __init__(self, graph: Graph | GraphFolder, config: TwhinConfig, seed: int, pool: int = POOL) -> None:
+        super().__init__((0, 0))
         self.graph = graph.edges_alone() if isinstance(graph, Graph) else graph
         self.config, self.seed, self.pool = config, seed, pool
-        self.epoch, self.position = 0, 0
         known = None
         if config.exclude_known_edges:
             known = KnownEdges([graph if isinstance(graph, Graph) else graph.read()])
         self.arranger = Arranger(graph.relations, graph.sizes, config, known)
-        self._made: Generator[tuple[Batch, Place], None, None] | None = None
         self._counts = self._edges_by_family()
 
     @property
@@ -65,36 +110,16 @@ class EdgeBatches:
         """The number of batches in which every edge comes once; the last of a family can be smaller."""
         return int((-(-self._counts // self.config.batch_size)).sum())
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        if self._made is None:
-            self._made = items_ahead(self._batches(self.epoch, self.position), AHEAD)
-        batch, (self.epoch, self.position) = next(self._made)
-        return batch
-
     def state_dict(self) -> dict[str, Any]:
         """The place in the stream."""
-        return {"epoch": self.epoch, "position": self.position}
+        return dict(zip(("epoch", "position"), self.place, strict=True))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a place in the stream."""
-        self.close()
-        self.epoch, self.position = int(state["epoch"]), int(state["position"])
+        super().load_state_dict({"place": (int(state["epoch"]), int(state["position"]))})
 
-    def close(self) -> None:
-        """End the thread; the next batch starts it anew."""
-        made, self._made = self._made, None
-        if made is not None:
-            made.close()
-
-    def __del__(self) -> None:
-        with suppress(Exception):
-            self.close()
-
-    def _batches(self, epoch: int, position: int) -> Generator[tuple[Batch, Place], None, None]:
-        """Batches from a place on, each with the place after it."""
+    def _batches(self, *place: int) -> Generator[tuple[Batch, tuple[int, ...]], None, None]:
+        epoch, position = place
         last = self.batches_per_epoch - 1
         while True:
             for number, (edges, at, pool) in enumerate(self._slices(np.random.default_rng([self.seed, epoch]))):

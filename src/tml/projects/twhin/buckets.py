@@ -10,7 +10,6 @@ What follows from the seed is as in `batches.py`; the place in the stream is epo
 """
 
 from collections.abc import Generator, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,9 @@ import numpy as np
 from tml.core.errors import ConfigError
 from tml.core.files import whole_file
 from tml.core.progress import progress
-from tml.data.prefetch import items_ahead
 from tml.embeddings.partition_order import Stage, stages
 from tml.embeddings.partitions import Partitions
-from tml.projects.twhin.batches import AHEAD
+from tml.projects.twhin.batches import BatchesAhead
 from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.edges import Edges, Rows
 from tml.projects.twhin.graph import GraphFolder
@@ -30,8 +28,6 @@ from tml.projects.twhin.negatives import Arranger, Batch
 
 POOL = 1 << 22
 """Edges that are shuffled together."""
-
-Place = tuple[int, int, int]
 
 
 class EdgeBuckets:
@@ -110,7 +106,7 @@ class EdgeBuckets:
         at += counts
 
 
-class BucketBatches:
+class BucketBatches(BatchesAhead):
     """A stream of batches over the edges of a graph whose tables are in partitions.
 
     Args:
@@ -137,43 +133,13 @@ class BucketBatches:
         path: Path,
         epochs: int | None = None,
     ) -> None:
+        super().__init__((0, 0, 0))
         for field in ("all_negatives", "exclude_known_edges"):
             if getattr(config, field):
                 raise ConfigError(f"{field}: found true, allowed with tables in partitions is false")
         self.partitions, self.config, self.seed, self.epochs = partitions, config, seed, epochs
-        self.place: Place = (0, 0, 0)
         self.arranger = Arranger(graph.relations, graph.sizes, config)
         self.buckets = EdgeBuckets(graph, partitions, path)
-        self._made: Generator[tuple[Batch, Place], None, None] | None = None
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        if self._made is None:
-            self._made = items_ahead(self._batches(*self.place), AHEAD)
-        batch, self.place = next(self._made)
-        return batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """The place in the stream."""
-        return {"place": list(self.place)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to a place in the stream."""
-        self.close()
-        epoch, stage, number = state["place"]
-        self.place = epoch, stage, number
-
-    def close(self) -> None:
-        """End the thread; the next batch starts it anew."""
-        made, self._made = self._made, None
-        if made is not None:
-            made.close()
-
-    def __del__(self) -> None:
-        with suppress(Exception):
-            self.close()
 
     def stages(self, epoch: int) -> list[Stage]:
         """The stages of an epoch that have an edge."""
@@ -181,8 +147,8 @@ class BucketBatches:
         found = stages(self.partitions.count, self.partitions.resident, rng)
         return [stage for stage in found if self.buckets.count(stage)]
 
-    def _batches(self, epoch: int, first: int, position: int) -> Generator[tuple[Batch, Place], None, None]:
-        """Batches from a place on, each with the place after it."""
+    def _batches(self, *place: int) -> Generator[tuple[Batch, tuple[int, ...]], None, None]:
+        epoch, first, position = place
         while self.epochs is None or epoch < self.epochs:
             plan = self.stages(epoch)
             for number in range(first, len(plan)):
@@ -191,8 +157,8 @@ class BucketBatches:
                     if count >= position:
                         rng = np.random.default_rng([self.seed, epoch, number, count])
                         batch = self.arranger.arrange(edges, rng, pool, self._uniform(plan[number]))
-                        place = (epoch, number, count + 1)
-                        yield {**batch, "resident": plan[number].resident, "next": following}, place
+                        after = (epoch, number, count + 1)
+                        yield {**batch, "resident": plan[number].resident, "next": following}, after
                 position = 0
             epoch, first = epoch + 1, 0
 
