@@ -6,9 +6,7 @@ on two, and across a checkpoint that goes from one number of ranks to another.
 
 import gc
 import inspect
-import os
 import re
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,6 +20,7 @@ from rich.console import Console
 from torch import distributed, nn
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
+from reference.ranks import run_script
 from tml.core import checkpoint
 from tml.core.errors import ConfigError, DataError
 from tml.core.sharding import copy_into, full_state, full_tensor
@@ -526,27 +525,10 @@ def pieces_make_a_whole(rank: int) -> None:
         copy_into(tensor, whole.T)
 
 
-def run_two_ranks(folder: Path) -> None:
-    """`work` in two processes, which share nothing but the folder."""
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
-    said = [folder / f"rank {rank}" for rank in range(2)]
-    with said[0].open("w") as first, said[1].open("w") as second:
-        ranks = [
-            subprocess.Popen([sys.executable, __file__, str(folder), str(rank)], env=environment, stderr=errors)
-            for rank, errors in enumerate((first, second))
-        ]
-        try:
-            codes = [rank.wait(timeout=100) for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-    assert codes == [0, 0], "\n".join(path.read_text() for path in said)
-
-
 def test_checkpoints_fit_any_number_of_ranks(tmp_path: Path) -> None:
     for algorithm in ALGORITHMS:
         train_to(STEPS, algorithm, tmp_path / "nowhere", tmp_path / algorithm / "one")
-    run_two_ranks(tmp_path)
+    run_script(__file__, tmp_path)
     for algorithm in ALGORITHMS:
         folder = tmp_path / algorithm
         states = [checkpoint.load(checkpoint.latest(folder / name / "checkpoints")) for name in ("one", "two")]

@@ -1,8 +1,6 @@
 """TwHIN on TorchRec's sharded tables, on one rank and on two, against TwHIN in memory."""
 
 import json
-import os
-import subprocess
 import sys
 import warnings
 from contextlib import contextmanager
@@ -14,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import distributed
+
+from reference.ranks import run_script
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -179,19 +179,7 @@ def test_one_rank_learns_as_a_table_in_memory(tmp_path):
 
 def test_two_ranks_learn_as_one_and_find_held_out_edges_as_well(tmp_path):
     write_graph(tmp_path / "graph")
-    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
-    said = [tmp_path / f"rank {rank}" for rank in range(2)]
-    with said[0].open("w") as first, said[1].open("w") as second:
-        ranks = [
-            subprocess.Popen([sys.executable, __file__, str(tmp_path), str(rank)], env=environment, stderr=errors)
-            for rank, errors in enumerate((first, second))
-        ]
-        try:
-            codes = [rank.wait(timeout=100) for rank in ranks]
-        finally:
-            for rank in ranks:
-                rank.kill()
-    assert codes == [0, 0], "\n".join(path.read_text() for path in said)
+    run_script(__file__, tmp_path)
     assert_equal(torch.load(tmp_path / "steps.pt"), reference(tmp_path, halves(tmp_path)))
 
     train_on_graph(tmp_path / "graph", CONFIG, tmp_path / "one", seed=0)
