@@ -62,17 +62,17 @@ section { margin-top: 72px; }
 .scroll { overflow-x: auto; }
 .scroll.card { padding: 8px 0; }
 table { width: 100%; border-collapse: collapse; font-size: 14px; line-height: 1.45; }
-th, td { padding: 9px 10px; text-align: right; white-space: nowrap; }
+th, td { padding: 9px 7px; text-align: right; white-space: nowrap; }
 th { color: var(--muted); font-size: 13px; font-weight: 500; vertical-align: bottom; }
 tbody tr { border-top: 1px solid var(--line); }
 th:first-child, td:first-child { padding-left: 24px; text-align: left; }
 th:last-child, td:last-child { padding-right: 24px; }
 tbody th { position: sticky; left: 0; background: var(--card); }
-tbody th { color: var(--ink); font-size: 14px; font-weight: 500; white-space: normal; min-width: 190px; }
+tbody th { color: var(--ink); font-size: 14px; font-weight: 500; white-space: normal; min-width: 160px; }
 tbody th code { display: block; color: var(--muted); font-size: 11.5px; overflow-wrap: anywhere; }
 th.group { padding-bottom: 0; color: var(--ink); font-weight: 620; text-align: center; }
 th.group span { display: block; padding-bottom: 5px; border-bottom: 1px solid var(--line); }
-th.first, td.first { padding-left: 26px; }
+th.first, td.first { padding-left: 18px; }
 td.other { color: var(--muted); }
 td.best { color: var(--ink); font-weight: 680; }
 abbr { text-decoration: underline dotted var(--faint); text-underline-offset: 3px; cursor: help; }
