@@ -107,6 +107,23 @@ def test_a_viewer_without_a_past_has_finite_outputs_and_gradients() -> None:
     assert all(p.grad is None or p.grad.to_dense().isfinite().all() for p in attention.parameters())
 
 
+def test_gradients_have_the_same_bits_on_several_threads() -> None:
+    attention, inputs = make(), batch(400, 30)
+    target = torch.randn(400, sum(attention.fields), generator=torch.Generator().manual_seed(2))
+    found = []
+    torch.set_num_threads(4)
+    try:
+        for _ in range(8):
+            attention.zero_grad()
+            (attention(inputs) * target).sum().backward()
+            found.append({name: p.grad.to_dense() for name, p in attention.named_parameters() if p.grad is not None})
+    finally:
+        torch.set_num_threads(1)
+    for gradients in found[1:]:
+        for name, gradient in gradients.items():
+            assert torch.equal(gradient, found[0][name]), name
+
+
 def test_it_learns_that_a_post_is_liked_again() -> None:
     """The label is whether the post that is ranked was liked before: only attention over the sequence can tell."""
     shapes = InputShapes(continuous=1, tasks=("again",), sequence_length=4, sequence_engagements=1)

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tml.data.examples import SEQUENCE
 from tml.data.id_numbers import NO_ID
@@ -102,7 +103,7 @@ class SequenceAttention(nn.Module):
         bucket = torch.log2(seconds.clamp(min=0) / 60 + 1).long().clamp(max=AGES - 2)
         bucket = torch.where(seconds < 0, AGES - 1, bucket)
         engaged = (batch[OUTCOMES].unsqueeze(-1) & self.bits) != 0
-        told = self.outcome(engaged.to(seconds.dtype)) + self.age[bucket]
+        told = self.outcome(engaged.to(seconds.dtype)) + F.embedding(bucket, self.age)
         events = torch.cat([self._posts(posts, batch.get(ROWS)), told], dim=2)
 
         rows, length, width = len(posts), posts.shape[1], target.shape[1]
@@ -111,7 +112,7 @@ class SequenceAttention(nn.Module):
         key, value = (
             linear(events).view(rows, length, self.heads, part).transpose(1, 2) for linear in (self.key, self.value)
         )
-        scores = (key @ query).squeeze(3) / math.sqrt(part) + self.age_bias[bucket].transpose(1, 2)
+        scores = (key @ query).squeeze(3) / math.sqrt(part) + F.embedding(bucket, self.age_bias).transpose(1, 2)
         weights = scores.masked_fill(~there.unsqueeze(1), -1e4).softmax(dim=2) * there.unsqueeze(1)
         attended = (weights.unsqueeze(2) @ value).reshape(rows, width)
         each = there / there.sum(dim=1, keepdim=True).clamp(min=1)
