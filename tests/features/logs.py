@@ -19,6 +19,13 @@ USER_LANGUAGE = {user: ["en", "de", "en", None][user] for user in USERS}
 SIGNED_UP = {user: START - timedelta(days=user) if user else None for user in USERS}
 
 IMPRESSION = ("user_id", "post_id", "served_at")
+
+
+def tab_of(user: int, post: int, served_at: datetime) -> str | None:
+    """What impressions tell of themselves, as a column that a key may be made of."""
+    return (None, "home", "search")[(user + post + served_at.minute // 15) % 3]
+
+
 ENGAGEMENT = ("user_id", "post_id", "type", "engaged_at")
 BEFORE = ("user_id", "post_id", "type")
 FOLLOW = ("user_id", "followed_id", "followed_at")
@@ -34,7 +41,7 @@ follows = st.lists(st.tuples(_user, _user, st.none() | _moment), max_size=12, un
 STAMP = pa.timestamp("us", tz="UTC")
 _TYPES = {
     **dict.fromkeys(("user_id", "post_id", "followed_id", "author_id"), pa.int64()),
-    **dict.fromkeys(("type", "topic", "language"), pa.string()),
+    **dict.fromkeys(("type", "topic", "language", "tab"), pa.string()),
     **dict.fromkeys(("served_at", "engaged_at", "impressed_at", "followed_at", "created_at", "signed_up_at"), STAMP),
 }
 
@@ -60,6 +67,10 @@ def write_log(folder: Path, tables: dict[str, list[dict[str, Any]]]) -> LogConfi
         for post in POSTS
     ]
     users = [{"user_id": u, "language": USER_LANGUAGE[u], "signed_up_at": SIGNED_UP[u]} for u in USERS]
+    tables = {
+        **tables,
+        "impressions": [{**row, "tab": tab_of(*map(row.get, IMPRESSION))} for row in tables["impressions"]],
+    }
     for name, content in {"posts": posts, "users": users, **tables}.items():
         columns = list(dict.fromkeys([*names.get(name, ()), *(key for row in content for key in row)]))
         schema = pa.schema([(column, _TYPES.get(column, pa.float64())) for column in columns])

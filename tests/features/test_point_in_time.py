@@ -32,6 +32,8 @@ KEYS = {
     "user_topic": ["user_id", "topic"],
     "author_topic": ["author_id", "topic"],
     "user_topic_users_language": ["user_id", "topic", "users.language"],
+    "tab": ["tab"],
+    "user_author_impressions_tab": ["user_id", "author_id", "impressions.tab"],
 }
 FEATURES = FeaturesConfig(
     keys=list(KEYS.values()),
@@ -72,6 +74,8 @@ def test_every_feature_and_label_is_what_the_slow_reference_says(
 
     events = reference.events(tables["impressions"], tables["engagements"], tables["history"])
     events = [{**event, **columns_of(event["user_id"], event["post_id"])} for event in events]
+    for event in events:
+        event["tab"] = event["impressions.tab"] = tab_of(event, tables["impressions"])
     continuous = {name: vector_values(table["continuous"])[:, place] for place, name in enumerate(schema.continuous)}
     binary = dict(zip(schema.binary, vector_values(table["binary"]).T, strict=True))
     examples = table.select(["user_id", "post_id", "served_at", "position", *TASKS]).to_pylist()
@@ -91,6 +95,13 @@ def test_every_feature_and_label_is_what_the_slow_reference_says(
     assert names == {*schema.continuous, *schema.binary}
 
 
+def tab_of(event: dict[str, Any], impressions: list[dict[str, Any]]) -> str | None:
+    """That of the latest impression of the post to the person, at or before what happened."""
+    same = [row for row in impressions if all(row[key] == event[key] for key in ("user_id", "post_id"))]
+    times = [row["served_at"] for row in same if row["served_at"] <= event["at"]]
+    return logs.tab_of(event["user_id"], event["post_id"], max(times)) if times else None
+
+
 def columns_of(user: int, post: int) -> dict[str, Any]:
     """What a key may be made of."""
     return {
@@ -105,6 +116,7 @@ def columns_of(user: int, post: int) -> dict[str, Any]:
 
 def expected_aggregates(example: dict[str, Any], events: list[dict[str, Any]]) -> dict[str, float]:
     now, values = example["served_at"], columns_of(example["user_id"], example["post_id"])
+    values["tab"] = values["impressions.tab"] = logs.tab_of(example["user_id"], example["post_id"], now)
     priors = {kind: reference.everyone(events, kind, now) for kind in ("like", "reply")}
     expected: dict[str, float] = {}
     for key, columns in KEYS.items():

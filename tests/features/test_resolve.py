@@ -95,6 +95,15 @@ def test_what_the_log_does_not_have_is_one_sentence(small: LogConfig, fields: di
         resolved(small, **fields)
 
 
+def test_a_key_of_what_became_of_an_impression_is_refused(tmp_path: Path) -> None:
+    tables = with_anchors([], [])
+    tables["impressions"] = [{**row, "like": 1.0} for row in tables["impressions"]]
+    config = write_log(tmp_path / "log", tables)
+    for name in ("like", "impressions.like"):
+        with pytest.raises(DataError, match=rf"features\.keys: found '{name}', which is known only after"):
+            resolved(config, keys=[["user_id", name]])
+
+
 def test_keys_whose_features_would_have_the_same_names_are_refused(tmp_path: Path) -> None:
     post = {"post_id": 0, "author_id": 0, "user_author": 1.0}
     config = write_log(tmp_path / "log", with_anchors([], []) | {"posts": [post]})

@@ -17,10 +17,12 @@ from tml.data.log import open_log
 from tml.data.shards import read_part
 from tml.features.build import build_examples
 from tml.features.config import FeaturesConfig, SplitConfig
+from tml.features.resolve import DEFAULT_KEYS
 from tml.features.serving import open_features
 
 TASKS = {"is_favorited": TaskConfig(engagement="favorited"), "is_replied": TaskConfig(engagement="replied")}
 FEATURES = FeaturesConfig(
+    keys=(*DEFAULT_KEYS, ("position",), ("user_id", "impressions.position")),
     windows=("30m", "1d", "all"),
     statistics=("count", "rate", "decayed", "since"),
     half_lives=("2h",),
@@ -91,8 +93,11 @@ def test_a_viewer_and_a_post_that_nobody_knows_have_no_past(simulated: LogConfig
             {"user_id": [10**9], "post_id": [10**9], "served_at": pa.array([now], pa.timestamp("us")), "position": [0]}
         )
         continuous = dict(zip(schema.continuous, features.compute(candidates).continuous[0], strict=True))
-        assert all(value == 0 for name, value in continuous.items() if ".count." in name or ".decayed." in name)
-        assert all(value == -1 for name, value in continuous.items() if ".since." in name)
+        known = {name.split(".")[0] for name, value in continuous.items() if value and ".count." in name}
+        assert known == {"position"}, "what is told of a position alone is the same for everyone"
+        unknown = {name: value for name, value in continuous.items() if not name.startswith("position.")}
+        assert all(value == 0 for name, value in unknown.items() if ".count." in name or ".decayed." in name)
+        assert all(value == -1 for name, value in unknown.items() if ".since." in name)
         engaged, shown = log.connection.execute(
             "SELECT (SELECT count(*) FROM engagements WHERE type = 'favorited' AND engaged_at < ?), "
             "(SELECT count(*) FROM impressions WHERE served_at < ?)",

@@ -153,6 +153,7 @@ def test_all_that_a_log_may_have_is_the_same_to_the_byte(tmp_path: Path) -> None
     features = FeaturesConfig(
         aggregates=(
             AggregateConfig(keys=(("user_id",), ("topic", "users.language")), statistics=every),
+            AggregateConfig(keys=(("tab",), ("user_id", "impressions.tab")), statistics=("count", "since")),
             AggregateConfig(keys=(("author_id", "score"),), statistics=("rate", "since"), engagements=("it's",)),
         ),
         windows=("30m", "3h", "all"),
@@ -187,11 +188,12 @@ def test_inline_labels_are_the_same(tmp_path: Path) -> None:
         "served_at": [START + timedelta(hours=int(h)) for h in random.integers(0, 20, 60)],
         "liked": random.integers(0, 2, 60),
         "tab": range(60),
+        "day": random.integers(0, 2, 60),
     }
     pq.write_table(pa.table(impressions), log / "impressions.parquet")
     pq.write_table(pa.table({"post_id": range(4), "author_id": [7, 7, 8, 9]}), log / "posts.parquet")
     config = LogConfig(path=log, impressions=ImpressionsConfig(labels=("liked",)))
-    features = FeaturesConfig(keys=(("author_id",),), windows=("3h",))
+    features = FeaturesConfig(keys=(("author_id",), ("author_id", "day")), windows=("3h",))
     build_both(config, {"is_liked": TaskConfig(engagement="liked")}, features, SplitConfig(train_start=0.0), tmp_path)
 
 

@@ -59,7 +59,7 @@ class AggregateConfig(BaseConfig):
     """Keys, each with engagements, windows and statistics. What is left at null is as the features say for all.
 
     Attributes:
-        keys: columns of posts or users, one list a key.
+        keys: columns of posts, users or impressions, one list a key.
         engagements: the engagement types; impressions are counted beside them.
         windows: how far back `count` and `rate` look.
         statistics: any of `count`, `rate`, `decayed` and `since`.
@@ -89,8 +89,9 @@ class FeaturesConfig(BaseConfig):
     """The features of an example. What is left at null is taken from what the log has.
 
     Attributes:
-        keys: what is counted for: columns of posts or users, one list a key; `users.language` where both have the
-            column. By default user, author, post, user and author, topic, user and topic, as far as the log has them.
+        keys: what is counted for: columns of posts, users or impressions, one list a key; `users.language` where
+            several have the column. By default user, author, post, user and author, topic, user and topic, as far as
+            the log has them.
         engagements: the engagement types that are counted; by default those of the tasks.
         windows: how far back is counted; by default 30m, 3d and 50d, and `all` where the log has a history.
         statistics: any of `count`, `rate`, `decayed` and `since`. By default `count` and `rate`, and where the windows

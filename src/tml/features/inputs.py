@@ -17,7 +17,7 @@ from tml.features.graph import create_following, graph_features
 from tml.features.lines import Folder
 from tml.features.selection import Selection, Vectors
 from tml.features.sequence import ShownBefore
-from tml.features.sides import check_pack, create_sides
+from tml.features.sides import check_pack, create_sides, key_column
 from tml.features.static import load_vocabularies, static_columns
 
 
@@ -47,12 +47,18 @@ class Inputs:
             self._shown = ShownBefore(log, config.sequence, self._codes.pack(["user_id"]))
         self.selection = Selection(self.columns, graph_features(log, config), self.aggregates, vocabularies)
 
+    def of_impressions(self) -> list[str]:
+        """The columns of impressions that a relation must have beside the usual ones."""
+        keyed = [key_column(self.log, name) for name in self.aggregates.columns]
+        of_keys = [column for table, column in keyed if table == "impressions"]
+        return list(dict.fromkeys([*self.columns.of_impressions(), *of_keys]))
+
     def compute(self, relation: str, others: Mapping[str, str]) -> tuple[Vectors, pa.Table]:
         """The vectors of the impressions of a relation, in the order of its column `row`.
 
         Args:
-            relation: SQL of a table with `row`, `user_id`, `post_id`, `served_at`, `position` and the static columns
-                of impressions; rows of one viewer, post or author are quicker when they are in the order of time.
+            relation: SQL of a table with `row`, `user_id`, `post_id`, `served_at`, `position` and
+                `of_impressions`; rows of one viewer, post or author are quicker when they are in the order of time.
             others: what else is wanted, name → SQL over an impression `i`, its post `p` and its viewer `u`.
 
         Returns:
@@ -62,7 +68,8 @@ class Inputs:
         packs = {f"pack {number}": f"coalesce({self._codes.pack(key)}, -1)" for number, key in enumerate(keys)}
         if self._shown is not None:
             packs["viewer"] = f"coalesce({self._codes.pack(['user_id'])}, -1)"
-        query = self.selection.query(relation, {**others, **packs, "time": "epoch_us(i.served_at)"})
+        wanted = {**others, **packs, "time": "epoch_us(i.served_at)"}
+        query = self.selection.query(relation, wanted, self._codes.joins)
         table = self.log.connection.sql(query).to_arrow_table()
         vectors, aggregates = self.selection.vectors(table)
         self.aggregates.compute(

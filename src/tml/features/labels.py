@@ -26,11 +26,22 @@ from tml.features.static import IMPRESSED
 
 # Of two impressions of a post to a person at one moment, the later row is the latest: a join alone would pick any.
 LATEST_IMPRESSIONS = (
-    "SELECT e.type, e.engaged_at, i.row FROM engagements e ASOF JOIN (SELECT user_id, post_id, served_at, "
+    "SELECT e.user_id, e.post_id, e.type, e.engaged_at, i.row FROM engagements e "
+    "ASOF LEFT JOIN (SELECT user_id, post_id, served_at, "
     "max(row) AS row FROM impressions SEMI JOIN engagements USING (user_id, post_id) GROUP BY ALL) i "
     "ON e.user_id = i.user_id AND e.post_id = i.post_id AND e.engaged_at >= i.served_at"
 )
-"""SQL of `type`, `engaged_at` and the `row` of the latest impression at or before it, for engagements that have one."""
+"""SQL of engagements, each with the `row` of the latest impression at or before it; null where there was none."""
+
+
+def select_engagements(log: Log, latest: str) -> str:
+    """What to select engagements from, each with the `row` of the impression that it belongs to.
+
+    Args:
+        log: the open log.
+        latest: SQL of the latest impressions, for engagements that are not inline.
+    """
+    return "engagements" if log.has("engagements", "row") else f"({latest})"
 
 
 def create_labels(log: Log, tasks: Mapping[str, TaskConfig], latest: str = LATEST_IMPRESSIONS) -> None:
@@ -54,10 +65,9 @@ def create_labels(log: Log, tasks: Mapping[str, TaskConfig], latest: str = LATES
             end = f"i.served_at + INTERVAL '{round(task.window_hours * 3_600_000)} milliseconds'"
             conditions += [f"{time} <= {end}" for time in times]
         columns.append(f"CAST(coalesce(bool_or({' AND '.join(conditions)}), false) AS FLOAT) AS {quote(name)}")
-    found = "engagements" if inline else f"({latest})"
     log.connection.execute(
         f"CREATE OR REPLACE TEMP TABLE labels AS SELECT row, {', '.join(columns)} "
-        f"FROM {found} e JOIN impressions i USING (row) GROUP BY row ORDER BY row"
+        f"FROM {select_engagements(log, latest)} e JOIN impressions i USING (row) GROUP BY row ORDER BY row"
     )
 
 

@@ -51,7 +51,7 @@ class Selection:
         self.binary = [*(name for name in selected if name in BINARY), *self._static.binary]
         self.discrete = {**MOMENT_VOCABULARIES, **vocabularies}
 
-    def query(self, relation: str, others: Mapping[str, str]) -> str:
+    def query(self, relation: str, others: Mapping[str, str], other_joins: str = "") -> str:
         """SQL of what `vectors` reads, and of others, in the order of a relation's column `row`."""
         graph, joins = select_graph(self._graph_features, relation)
         floats = {**self._static.continuous, **graph, **self._static.binary}
@@ -63,7 +63,7 @@ class Selection:
         return (
             f"SELECT {', '.join(f'{sql} AS {quote(name)}' for name, sql in selected.items())} FROM {relation} i "
             "LEFT JOIN post_side p ON p.post_id = i.post_id LEFT JOIN user_side u ON u.user_id = i.user_id"
-            f"{self._static.joins}{joins} ORDER BY i.row"
+            f"{self._static.joins}{joins}{other_joins} ORDER BY i.row"
         )
 
     def vectors(self, table: pa.Table) -> tuple[Vectors, Array]:

@@ -62,7 +62,7 @@ class RequestFeatures:
         words = {column.name: column.vocabulary for column in schema.discrete if column.name not in MOMENT_VOCABULARIES}
         self.log = log
         self.inputs = Inputs(log, config, words, folder)
-        self.columns = [*REQUIRED, *(c for c in self.inputs.columns.of_impressions() if c not in REQUIRED)]
+        self.columns = [*REQUIRED, *(c for c in self.inputs.of_impressions() if c not in REQUIRED)]
         described = log.connection.execute("DESCRIBE impressions").fetchall()
         types = {row[0]: row[1] for row in described}
         selected = [f"{_cast(column, types[column])} AS {quote(column)}" for column in self.columns]
@@ -74,7 +74,7 @@ class RequestFeatures:
 
         Args:
             candidates: `user_id`, `post_id`, `served_at` (now, UTC), `position`, and the columns of impressions that
-                are features. A viewer or a post that the log does not know has no past.
+                are features or keys. A viewer or a post that the log does not know has no past.
 
         Raises:
             DataError: a column that is missing, lacks a value, or is of a type that the log's is not.

@@ -3,7 +3,8 @@
     post_side(post_id, author_id, created_at, …)    user_side(user_id, …)
 
 A key column's code numbers its distinct values from 0; a key's *pack* is its columns' codes as digits of one number.
-Both tables hold every id that occurs anywhere in the log, so that what is only ever engaged with has a code, too.
+Both tables hold every id that occurs anywhere in the log, so that what is only ever engaged with has a code, too. The
+values of a key column of impressions are the impression's own; a table of each has their codes.
 """
 
 import math
@@ -15,34 +16,35 @@ import duckdb
 from tml.core.errors import DataError
 from tml.data.log import Log
 from tml.data.tables import quote
-from tml.features.static import StaticColumns, number, vocabulary_table
+from tml.features.static import IMPRESSED, StaticColumns, number, vocabulary_table
 
 _IDS = {"posts": "post_id", "users": "user_id"}
 _KEPT = {"posts": ("author_id", "created_at"), "users": ()}
 SIDES = {"posts": "post_side", "users": "user_side"}
-ALIASES = {"posts": "p", "users": "u"}
-"""The sides' names where a query joins them to impressions or events."""
+ALIASES = {"posts": "p", "users": "u", "impressions": "i"}
+"""The names of the sides, and of impressions, where a query joins them or joins them to events."""
 
 
 def key_column(log: Log, name: str) -> tuple[str, str]:
     """The table and the column that a key's column name means.
 
     Raises:
-        DataError: there is no such column.
+        DataError: there is no such column, or it is a label of the impressions.
     """
     if name == "user_id":
         return "users", name
     table, dot, column = name.partition(".")
-    if dot and table in _IDS and log.has(table, column):
-        return table, column
-    for table in _IDS:
-        if log.has(table, name):
-            return table, name
-    found = ["user_id", *(c for table in _IDS for c in log.tables.get(table, []))]
-    raise DataError(
-        f"features.keys: unknown column {name!r}, found are {', '.join(dict.fromkeys(found))}, "
-        "also as posts.COLUMN or users.COLUMN"
-    )
+    if not (dot and table in ALIASES and log.has(table, column)):
+        table, column = next(((table, name) for table in ALIASES if log.has(table, name)), ("", ""))
+    if not table:
+        found = ["user_id", *(c for table in ALIASES for c in log.tables.get(table, []) if c not in log.labels)]
+        raise DataError(
+            f"features.keys: unknown column {name!r}, found are {', '.join(dict.fromkeys(found))}, "
+            "also as posts.COLUMN, users.COLUMN or impressions.COLUMN"
+        )
+    if table == "impressions" and column in (*log.labels, *log.engagement_types(), IMPRESSED):
+        raise DataError(f"features.keys: found {name!r}, which is known only after the impression was served")
+    return table, column
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,18 @@ class KeyCodes:
     Attributes:
         tables: key column → the table that it is from.
         sizes: key column → how many values it has.
+        joins: SQL that joins the codes of the columns of an impression `i`.
     """
 
     tables: Mapping[str, str]
     sizes: Mapping[str, int]
+    joins: str
+
+    def code(self, column: str) -> str:
+        """SQL of a key column's code, where the sides and `joins` are joined."""
+        place = list(self.tables).index(column)
+        alias = f"c{place}" if self.tables[column] == "impressions" else ALIASES[self.tables[column]]
+        return f"{alias}.{quote(code_name(column))}"
 
     def pack(self, key: Sequence[str], alias: str | None = None) -> str:
         """SQL of a key's value as one number, null where a column is.
@@ -66,7 +76,7 @@ class KeyCodes:
         """
         packed = "CAST(0 AS BIGINT)"
         for column in key:
-            code = f"{alias or ALIASES[self.tables[column]]}.{quote(code_name(column))}"
+            code = f"{alias}.{quote(code_name(column))}" if alias else self.code(column)
             packed = f"({packed} * {self.sizes[column]} + {code})"
         return packed
 
@@ -80,9 +90,18 @@ def create_sides(log: Log, key_columns: Sequence[str], static: StaticColumns) ->
     """Make both sides; the vocabularies of `static` must be there."""
     for table, query in select_sides(log, key_columns, static, _code).items():
         log.connection.execute(f"CREATE OR REPLACE TEMP TABLE {SIDES[table]} AS {query}")
-    tables = {name: key_column(log, name)[0] for name in key_columns}
-    sizes = {name: _size(log.connection, SIDES[tables[name]], name) for name in key_columns}
-    return KeyCodes(tables, sizes)
+    tables, sizes, joins = {}, {}, ""
+    for place, name in enumerate(key_columns):
+        tables[name], column = key_column(log, name)
+        side = SIDES.get(tables[name], f"impression_codes{place}")
+        if tables[name] == "impressions":
+            value, code = quote(column), quote(code_name(name))
+            distinct = f"SELECT DISTINCT {value} AS value FROM impressions"
+            query = f"SELECT value, {_code('value')} AS {code} FROM ({distinct})"
+            log.connection.execute(f"CREATE OR REPLACE TEMP TABLE {side} AS {query}")
+            joins += f" LEFT JOIN {side} c{place} ON c{place}.value = i.{value}"
+        sizes[name] = _size(log.connection, side, name)
+    return KeyCodes(tables, sizes, joins)
 
 
 def select_sides(

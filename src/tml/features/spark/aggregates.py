@@ -23,7 +23,7 @@ from tml.data.tables import quote
 from tml.features.aggregates import Aggregates, Group, microseconds
 from tml.features.events import select_events
 from tml.features.sides import ALIASES, code_name, key_column
-from tml.features.spark.database import Database, uri
+from tml.features.spark.database import LATEST_IMPRESSIONS, Database, uri
 from tml.features.statistics import (
     BLOCKS,
     NEVER,
@@ -55,24 +55,28 @@ class SparkAggregates:
     def __init__(self, database: Database, log: Log, aggregates: Aggregates) -> None:
         self.database, self.aggregates = database, aggregates
         self.kinds = range(len(aggregates.types) + 1)
+        self.log = log
+        self._columns = [key_column(log, name) for name in aggregates.columns]
         self._codes = "".join(
-            f", {ALIASES[key_column(log, name)[0]]}.{quote(code_name(name))} AS k{place}"
-            for place, name in enumerate(aggregates.columns)
+            f", {ALIASES[table]}.{quote(column if table == 'impressions' else code_name(name))} AS k{place}"
+            for place, (name, (table, column)) in enumerate(zip(aggregates.columns, self._columns, strict=True))
         )
-        self._has_history = log.has("history")
 
     def write(self, first: int, last: int, folder: Path) -> list[Path]:
         """Compute the aggregates of the impressions from row `first` to `last`: a Parquet folder a key, sorted."""
         if not self.aggregates.keys:
             return []
-        sides = "LEFT JOIN post_side p USING (post_id) LEFT JOIN user_side u USING (user_id)"
+        sides = "LEFT JOIN post_side p ON p.post_id = {0}.post_id LEFT JOIN user_side u ON u.user_id = {0}.user_id"
+        of_impressions = any(table == "impressions" for table, _ in self._columns)
+        latest = LATEST_IMPRESSIONS if of_impressions else None
+        impressions = " LEFT JOIN impressions i ON i.row = e.row" if of_impressions else ""
         events = self.database.sql(
-            f"SELECT kind, epoch_us(happened_at) AS time{self._codes} "
-            f"FROM ({select_events(self.aggregates.types, self._has_history)}) e {sides}"
+            f"SELECT e.kind, epoch_us(e.happened_at) AS time{self._codes} "
+            f"FROM ({select_events(self.aggregates.types, self.log, latest)}) e {sides.format('e')}{impressions}"
         )
         asked = self.database.sql(
-            f"SELECT row, epoch_us(served_at) AS time{self._codes} "
-            f"FROM (FROM impressions WHERE row BETWEEN {first} AND {last}) i {sides}"
+            f"SELECT i.row, epoch_us(i.served_at) AS time{self._codes} "
+            f"FROM (FROM impressions WHERE row BETWEEN {first} AND {last}) i {sides.format('i')}"
         )
         events, asked = self.database.keep("events", events), self.database.keep("asked", asked)
         everyone = self._rates_of_everyone(events, asked)

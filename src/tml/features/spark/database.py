@@ -16,11 +16,12 @@ from pyspark.sql import DataFrame, SparkSession
 from sqlglot import exp
 
 LATEST_IMPRESSIONS = (
-    "SELECT type, engaged_at, row FROM ("
-    "SELECT type, engaged_at, max(own) OVER (PARTITION BY user_id, post_id ORDER BY engaged_at) AS row FROM ("
+    "SELECT user_id, post_id, type, engaged_at, row FROM ("
+    "SELECT user_id, post_id, type, engaged_at, "
+    "max(own) OVER (PARTITION BY user_id, post_id ORDER BY engaged_at) AS row FROM ("
     "SELECT user_id, post_id, type, engaged_at, CAST(NULL AS BIGINT) AS own FROM engagements UNION ALL "
     "SELECT user_id, post_id, NULL, served_at, row FROM impressions)) "
-    "WHERE type IS NOT NULL AND row IS NOT NULL"
+    "WHERE type IS NOT NULL"
 )
 """As `tml.features.labels.LATEST_IMPRESSIONS`, whose ASOF join Spark lacks: rows are numbered by time, so the latest
 impression at or before an engagement is the greatest row so far."""
