@@ -9,14 +9,14 @@ from tml import __version__
 from tml.core.config import fingerprint, to_yaml
 from tml.core.distributed import is_first_rank, process_group
 from tml.core.errors import ConfigError
-from tml.core.files import write_text
+from tml.core.files import require_replaceable, whole_folder, write_text
 from tml.core.lock import alone
 from tml.data.log import open_log
 from tml.features.build import train_start
 from tml.pipeline import RunConfig
 from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.data import extract_graph, extract_new_edges
-from tml.projects.twhin.graph import GraphFolder, graph_digest
+from tml.projects.twhin.graph import PARTS, GraphFolder, graph_digest
 from tml.projects.twhin.train import train_on_graph
 
 
@@ -50,18 +50,20 @@ def prepare_log(config: RunConfig, out: Path, until: datetime | None, test_until
 
     Raises:
         ConfigError: the job goes without TwHIN, or reads no log.
+        UserError: `out` has something else than an older graph in it.
         DataError: the log lacks what a relation needs, or no edge is new.
     """
     twhin = _twhin_of(config)
     if config.log is None:
         raise ConfigError("log: found no log to make a graph of, allowed is a job that reads one")
-    with open_log(config.log) as log:
+    require_replaceable(out, PARTS, marker="relations.json")
+    with open_log(config.log) as log, whole_folder(out) as folder:
         if log.skipped:
             print(log.skipped_line(), file=sys.stderr)
         since = until or train_start(log, config.split)
-        edges = {"train": len(extract_graph(log.connection, twhin, since, out))}
+        edges = {"train": len(extract_graph(log.connection, twhin, since, folder))}
         if test_until is not None:
-            edges["test"] = extract_new_edges(log.connection, twhin, out, since, test_until)
+            edges["test"] = extract_new_edges(log.connection, twhin, folder, since, test_until)
     return edges
 
 

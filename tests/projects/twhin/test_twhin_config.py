@@ -1,7 +1,9 @@
 import pytest
 
-from tml.core.config import parse_config
+from tml.core.config import load_config, parse_config
 from tml.core.errors import ConfigError
+from tml.pipeline import RunConfig
+from tml.projects.home.recap.train import RecapConfig
 from tml.projects.twhin.config import TwhinConfig
 
 
@@ -44,6 +46,12 @@ def test_tables_are_those_of_the_relations_and_once_each():
     table = {"name": "post", "optimizer": {"sgd": {}, "learning_rate": {"constant": 0.01}}}
     _refused({"embeddings": {"tables": [table, table]}}, "tables: found 'post' twice")
     _refused({"in_batch_negatives": -1}, "in_batch_negatives: found -1")
+
+
+def test_of_a_training_one_field_can_be_given():
+    for name, cls in (("twhin", TwhinConfig), ("recap", RecapConfig)):
+        config = getattr(load_config(RunConfig, None, [f"{name}.training.log_every=10"]), name)
+        assert config.training == cls().training.model_copy(update={"log_every": 10})
 
 
 def test_products_in_bfloat16_are_of_the_softmax_of_products():

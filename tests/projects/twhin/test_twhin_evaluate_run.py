@@ -1,6 +1,7 @@
 """From triples to figures: prepare, train on the graph, evaluate the files; and other graphs for the same vectors."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,22 @@ def test_a_training_on_a_graph_is_measured_from_its_files(trained):
     other, other_path = evaluate_run(trained / "run" / "embeddings", None, EvaluationConfig(), "validation")
     assert other_path.name == "evaluation-validation.json"
     assert "100 edges of validation" in other["protocol"]
+
+
+def test_a_run_folder_that_learns_from_another_graph_is_measured_on_that(tmp_path):
+    config = TwhinConfig(embedding_dim=4, epochs=1, batch_size=256)
+    for name in ("one", "two"):
+        rows = _communities(np.random.default_rng(1), 300 if name == "one" else 400)
+        prepare_triples(_write(tmp_path / f"{name}.tsv", rows), tmp_path / name)
+        train_on_graph(tmp_path / name, config, tmp_path / "run", seed=0, fingerprint=name)
+        assert (tmp_path / "run" / "graph").resolve() == tmp_path / name
+    (tmp_path / "two").rename(tmp_path / "three")
+    train_on_graph(tmp_path / "three", config, tmp_path / "run", seed=0, fingerprint="three")
+    assert (tmp_path / "run" / "graph").resolve() == tmp_path / "three"
+    (tmp_path / "run" / "graph").unlink()
+    shutil.copytree(tmp_path / "one", tmp_path / "run" / "graph")
+    with pytest.raises(DataError, match=r"graph: found another graph than .*three"):
+        train_on_graph(tmp_path / "three", config, tmp_path / "run", seed=0, fingerprint="three")
 
 
 def test_nodes_are_found_by_their_ids(trained, tmp_path):

@@ -8,12 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from tml.core.errors import ConfigError
-from tml.core.training import TrainingConfig
 from tml.embeddings.files import read_embeddings
 from tml.embeddings.partitions import Partitions
 from tml.projects.twhin import train as module
 from tml.projects.twhin.buckets import BucketBatches
-from tml.projects.twhin.config import EmbeddingsConfig, TwhinConfig
+from tml.projects.twhin.config import EmbeddingsConfig, TwhinConfig, TwhinTraining
 from tml.projects.twhin.graph import GraphFolder
 from tml.projects.twhin.train import train_on_graph
 
@@ -53,7 +52,7 @@ def config():
         chunk_size=64,
         epochs=8.0,
         embeddings=EmbeddingsConfig(memory="100KB"),
-        training=TrainingConfig(num_steps=None, log_every=50, evaluate_every=10_000, checkpoint_every=100),
+        training=TwhinTraining(num_steps=None, log_every=50, evaluate_every=10_000, checkpoint_every=100),
     )
 
 

@@ -1,6 +1,7 @@
 """What trained vectors are used for: neighbours, scores of given edges, new nodes, several vectors a user."""
 
 import gzip
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +19,7 @@ from tml.projects.twhin.config import RelationConfig, TwhinConfig
 from tml.projects.twhin.edge_files import NamedEdges, read_edges
 from tml.projects.twhin.export import export_embeddings
 from tml.projects.twhin.graph import Graph, Relation
+from tml.projects.twhin.losses import Loss, of_negatives, of_positives
 from tml.projects.twhin.model import TwhinModel
 from tml.projects.twhin.neighbours import plain_search, read_names, relation_search
 from tml.projects.twhin.project import loss_against, project_file, project_nodes
@@ -160,10 +162,12 @@ def test_unknown_ends_are_named_or_skipped(vectors, tmp_path):
         ("gone.tsv", None, "no such file of edges"),
         ("edges.json", "{}", r"found the ending \.json, allowed are"),
         ("edges.tsv", "", "found (no edge|nothing|0 columns|1 columns)"),
-        ("edges.tsv", "1\tfollow\n", "found 2 columns, allowed are three columns"),
-        ("edges.csv", "a,b,c,d\n1,2,3,4\n", "found 4 columns"),
+        ("edges.tsv", "1\tfollow\n", "the first line is .* allowed are 3 columns"),
+        ("edges.csv", "a,b,c,d\n1,2,3,4\n", "the first line is 'a,b,c,d', allowed are 3 columns"),
         ("edges.csv", "head,relation,tail\n", "found no edge"),
         ("edges.tsv", "1\tfollow\t2\n1\t\t2\n", "relation is missing in an edge"),
+        ("edges.tsv", "not an edge\n" + 9 * "1\tfollow\t2\n", "the first line is 'not an edge'"),
+        ("edges.tsv", "1\tfollow\t2\n1\tfollow\n", "line 2 has 2 columns, allowed are 3"),
         ("edges.parquet", "no", "cannot be read as edges"),
         ("edges.tsv", "1\tlikes\t2\n", "found no relation 'likes'"),
     ],
@@ -263,6 +267,27 @@ def test_what_cannot_be_projected_is_one_sentence(vectors, tmp_path, text, messa
     with pytest.raises(DataError, match=message):
         project_file(vectors, tmp_path / "edges.tsv", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("loss", get_args(Loss))
+def test_the_losses_of_projection_are_those_of_training(loss):
+    generator = torch.Generator().manual_seed(0)
+    objective = Objective(loss, margin=0.3, negative_weight=2.5, temperature=0.5)
+    positive = torch.randn(1, 6, generator=generator, dtype=torch.float64)
+    negatives = torch.randn(1, 6, 7, generator=generator, dtype=torch.float64)
+    own = torch.rand(1, 6, 7, generator=generator) < 0.4
+    own[0, 0] = True
+    share = torch.eye(6, dtype=torch.float64)
+    weight = {"logistic": 2.5, "softmax": 1.0, "margin": 1.0}[loss]
+    counts = own.logical_not().sum(2).clamp(min=1) if loss != "softmax" else 1
+    scaled = positive / objective.temperature
+    expected = []
+    for edge in range(6):
+        one = share[edge].unsqueeze(0)
+        scores = (negatives / objective.temperature).masked_fill(own, -torch.inf)
+        value, _ = of_negatives(loss, scores, scaled, one * weight / counts, objective.margin)
+        expected.append(of_positives(loss, scaled, one)[0].sum() + value)
+    torch.testing.assert_close(loss_against(objective, positive[0], negatives[0], own[0]), torch.stack(expected))
 
 
 def test_losses_by_hand():

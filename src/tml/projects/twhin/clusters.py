@@ -167,6 +167,11 @@ def retrieve(
     return np.array([item for item, _ in chosen], np.int64), np.array([w for _, w in chosen])
 
 
+def interests_path(folder: Path, relation: str) -> Path:
+    """Where the interests of a relation are written; a slash in its name begins no folder."""
+    return folder / f"{relation.replace('/', '%2F')}.interests.parquet"
+
+
 def write_interests(interests: Interests, ids: pa.Array, path: Path) -> None:
     """Write interests as Parquet: `id`, `cluster`, `weight`, `vector`, the weightiest of each user first.
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from tml.core.config import BaseConfig
 from tml.core.training import TrainingConfig
@@ -17,7 +17,7 @@ from tml.projects.twhin.scores import Score
 Loss = Literal["logistic", "softmax", "margin"]
 
 Name = Annotated[str, Field(min_length=1, pattern=r"^[^/\\]+$")]
-"""Of a node type or a relation; it names files, too."""
+"""Of a node type; it names files, too."""
 
 
 class RelationConfig(BaseConfig):
@@ -36,7 +36,7 @@ class RelationConfig(BaseConfig):
         side: the ends of an edge whose vectors it changes; by default the model's.
     """
 
-    name: Name
+    name: Annotated[str, Field(min_length=1)]
     source: Literal["follows", "engagements", "history"] | None = None
     type: str | None = None
     head: Name = "user"
@@ -156,6 +156,15 @@ class EmbeddingsConfig(BaseConfig):
         return own if own.optimizer else own.model_copy(update={"optimizer": self.optimizer})
 
 
+class TwhinTraining(TrainingConfig):
+    """How long to train and what to do on the way; null steps are those of the config's epochs."""
+
+    num_steps: PositiveInt | None = None
+    log_every: PositiveInt = 50
+    evaluate_every: PositiveInt = 250
+    checkpoint_every: PositiveInt = 500
+
+
 class TwhinConfig(BaseConfig):
     """The graph, the model and its training.
 
@@ -221,7 +230,7 @@ class TwhinConfig(BaseConfig):
     chunk_size: int = Field(default=128, gt=0)
     epochs: float = Field(default=12.0, gt=0)
     validation_fraction: float = Field(default=0.02, ge=0, lt=1)
-    training: TrainingConfig = TrainingConfig(num_steps=None, log_every=50, evaluate_every=250, checkpoint_every=500)
+    training: TwhinTraining = TwhinTraining()
 
     @property
     def node_types(self) -> tuple[str, ...]:

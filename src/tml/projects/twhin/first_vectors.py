@@ -15,6 +15,7 @@ import torch
 
 from tml.core.errors import DataError
 from tml.embeddings.files import Embeddings, read_embeddings
+from tml.embeddings.local import TYPES
 from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.model import TwhinModel
 from tml.projects.twhin.vectors import TrainedVectors, load_vectors
@@ -48,13 +49,22 @@ def load_first_vectors(model: TwhinModel, vocabularies: Mapping[str, pa.Array], 
 def _put(model: TwhinModel, node: str, ids: pa.Array, table: Embeddings, where: str) -> int:
     if pa.types.is_integer(table.ids.type) != pa.types.is_integer(ids.type):
         raise DataError(f"{where}: found ids of type {table.ids.type}, allowed are those of {node}, {ids.type}")
-    at = np.asarray(pc.index_in(ids.cast(table.ids.type), table.ids).fill_null(-1), np.int64)
+    at = table.rows(ids) if pa.types.is_integer(ids.type) else _rows_of_names(ids, table.ids)
     rows: npt.NDArray[np.int64] = np.flatnonzero(at >= 0)
     if not len(rows):
         raise DataError(f"{where}: found none of the {len(ids):,} ids of {node}, allowed is a file with some of them")
     vectors = torch.from_numpy(np.array(table.vectors[at[rows]]))
+    kind = model.config.embeddings.table(node).data_type
+    if not bool(vectors.to(TYPES[kind]).isfinite().all()):
+        largest = float(vectors.abs().max())
+        raise DataError(f"{where}: found the number {largest:g}, allowed in tables of {kind} are smaller ones")
     model.embeddings.write(node, torch.from_numpy(rows).to(model.device), vectors.to(model.device))
     return len(rows)
+
+
+def _rows_of_names(names: pa.Array, among: pa.Array) -> npt.NDArray[np.int64]:
+    """The rows of names, -1 where they are not there; one pass, where a table would make an index to ask again."""
+    return np.asarray(pc.index_in(names.cast(among.type), among).fill_null(-1), np.int64)
 
 
 @torch.no_grad()

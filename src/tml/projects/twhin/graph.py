@@ -35,6 +35,9 @@ Split = Literal["train", "validation", "test"]
 SPLITS: Mapping[str, str] = {"train": "edges", "validation": "validation", "test": "test"}
 """What the edges of a split are called on disk."""
 
+PARTS = ("relations.json", "vocabulary", *(f"{name}{end}" for name in SPLITS.values() for end in (".parquet", "")))
+"""What a graph's folder has in it."""
+
 
 @dataclass(frozen=True)
 class Relation:
@@ -91,6 +94,15 @@ class Graph:
 
     def __len__(self) -> int:
         return len(self.lhs)
+
+
+TYPE_NAMES = "allowed are names of files that do not begin with a dot, but for relations, *.ids and *.interests"
+
+
+def is_type_name(name: str) -> bool:
+    """Whether a node type can be called so: its files are, and must not be others that vectors have beside them."""
+    others = name == "relations" or name.endswith((".ids", ".interests"))
+    return bool(name) and not name.startswith(".") and not set(name) & set("/\\") and not others
 
 
 class GraphFolder:
@@ -234,7 +246,9 @@ def read_graph(path: Path, split: Split = "train") -> Graph:
 def graph_digest(path: Path) -> str:
     """A digest of the content of a graph's folder, by which a training knows its graph again."""
     digest = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.suffix in (".json", ".parquet") and file.is_file()):
+    # Nothing else counts: a folder may have come to hold what was learnt from the graph.
+    files = [file for part in PARTS for file in ((path / part).rglob("*") if (path / part).is_dir() else [path / part])]
+    for file in sorted(file for file in files if file.suffix in (".json", ".parquet") and file.is_file()):
         with file.open("rb") as opened:
             content = hashlib.file_digest(opened, "sha256").hexdigest()
         digest.update(f"{file.relative_to(path)} {content}\n".encode())
@@ -262,6 +276,9 @@ def _read_relations(path: Path) -> tuple[Relation, ...]:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{path}: found the relation {twice!r} twice, allowed is each name once")
+    odd = next((e[end] for e in entries for end in ("head", "tail") if not is_type_name(e[end])), None)
+    if odd is not None:
+        raise DataError(f"{path}: found the node type {odd!r}, {TYPE_NAMES}")
     return tuple(Relation(**entry) for entry in entries)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tml.core.errors import DataError
-from tml.core.files import whole_folder
+from tml.core.files import require_replaceable, whole_folder
 from tml.core.progress import progress
 from tml.embeddings.files import Vectors, write_embeddings
 from tml.embeddings.nearest import Rows
@@ -75,8 +75,9 @@ def project_file(vectors: TrainedVectors, edges: Path, out: Path, seed: int = 0)
     """Make vectors of the nodes in a file of edges that have none, and write them into a folder, `TYPE.parquet` each.
 
     Raises:
-        DataError: as `project_nodes`, or the file is no file of edges.
+        UserError: as `project_nodes`, the file is no file of edges, or the folder has something else in it.
     """
+    require_replaceable(out, [f"{node}.parquet" for node in vectors.node_types])
     parts = list(read_edges(edges))
     columns = [pa.concat_arrays([getattr(p, name) for p in parts]) for name in ("head", "relation", "tail")]
     projected = project_nodes(vectors, NamedEdges(*columns), seed, str(edges))

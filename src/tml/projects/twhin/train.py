@@ -23,7 +23,7 @@ import torch
 from torch import distributed, nn
 
 from tml.core.distributed import gathered, is_first_rank, pick_device, ranks, unwrap
-from tml.core.errors import ConfigError
+from tml.core.errors import ConfigError, DataError
 from tml.core.training import TrainingConfig, TrainResult, TrainState, resume, train
 from tml.embeddings.partitioned import PartitionedTables
 from tml.embeddings.partitions import Partitions, cut_tables
@@ -77,8 +77,9 @@ def train_on_graph(path: Path, config: TwhinConfig, out: Path, seed: int, finger
         fingerprint: of everything the training depends on; checkpoints of another are not resumed.
 
     Raises:
-        DataError: the folder is no graph, or a relation has no edge.
+        DataError: the folder is no graph, a relation has no edge, or `out` holds another graph.
     """
+    _require_own(path, out)
     if distributed.is_initialized():
         return _train_on_ranks(GraphFolder(path), config, out, seed, fingerprint)
     cut = _partitions(config, GraphFolder(path))
@@ -88,7 +89,8 @@ def train_on_graph(path: Path, config: TwhinConfig, out: Path, seed: int, finger
     if GraphFolder(path).has("validation"):
         kept, held_out = graph, read_graph(path, "validation").edges_alone()
     else:
-        kept, held_out = hold_out(graph, config.validation_fraction, np.random.default_rng([seed, 1]))
+        rng = np.random.default_rng([seed, 1])
+        kept, held_out = hold_out(graph.edges_alone(), config.validation_fraction, rng)
     model = TwhinModel(graph.sizes, graph.relations, config, torch.Generator().manual_seed(seed))
     batches = EdgeBatches(kept, config, seed)
     batches_per_step = config.training.accumulate_batches
@@ -181,9 +183,18 @@ def _train(
     return train(state, training, out, evaluate, label="train TwHIN", fingerprint=fingerprint)
 
 
+def _require_own(graph: Path, out: Path) -> None:
+    """Refuse a run folder that holds a graph of its own, unless it is trained on: evaluation looks there."""
+    beside = out / "graph"
+    if beside.exists() and not beside.is_symlink() and beside.resolve() != graph.resolve():
+        raise DataError(f"{beside}: found another graph than {graph}, allowed is a run folder without one")
+
+
 def _link(graph: Path, out: Path) -> None:
-    if not (out / "graph").exists():
-        (out / "graph").symlink_to(graph.resolve(), target_is_directory=True)
+    beside = out / "graph"
+    if beside.resolve() != graph.resolve():
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(graph.resolve(), target_is_directory=True)
 
 
 def _device() -> torch.device:

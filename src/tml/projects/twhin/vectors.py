@@ -13,11 +13,12 @@ of `operators.Operators`. For TwHIN as published `relations.parquet` has one row
 head.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -176,6 +177,8 @@ def load_vectors(path: Path) -> TrainedVectors:
 def _load(folder: Path) -> TrainedVectors:
     try:
         about = read_json(folder / "relations.json")
+        if about["score"] not in get_args(Score):
+            raise ValueError(f"the score {about['score']!r}")
         relations = tuple(Relation(each["name"], each["head"], each["tail"]) for each in about["relations"])
         kinds = [RelationOperator(each["operator"], each["side"]) for each in about["relations"]]
         operators = Operators(kinds, about["dim"], about["reciprocal"]).requires_grad_(False)
@@ -237,4 +240,11 @@ def _read_numpy(path: Path) -> Any:
 def _numbers(ids: pa.Array) -> pa.Array:
     """Text as integers, null where it is none."""
     texts = ids.cast(pa.string()).to_pylist()
-    return pa.array([int(t) if t is not None and t.lstrip("-").isdecimal() else None for t in texts], pa.int64())
+    return pa.array([_number(text) for text in texts], pa.int64())
+
+
+def _number(text: str | None) -> int | None:
+    """A number as it is written, without signs, zeros or spaces that it need not have; None for all else."""
+    if text is None or not re.fullmatch("0|-?[1-9][0-9]{0,18}", text):
+        return None
+    return number if -(1 << 63) <= (number := int(text)) < 1 << 63 else None
