@@ -7,7 +7,7 @@ import torch
 
 from tml.embeddings.files import read_embeddings
 from tml.projects.twhin import train as module
-from tml.projects.twhin.config import TwhinTraining
+from tml.projects.twhin.config import TwhinConfig, TwhinTraining
 from tml.projects.twhin.data import extract_graph
 from tml.projects.twhin.export import export_embeddings
 from tml.projects.twhin.graph import read_graph
@@ -71,6 +71,15 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others(make_log, com
         train_twhin(make_log(follows, likes, posts), config, None, tmp_path / name, seed=seed, fingerprint="f")
     assert _bytes(tmp_path / "one") == _bytes(tmp_path / "two")
     assert _bytes(tmp_path / "one") != _bytes(tmp_path / "three")
+
+
+def test_what_is_drawn_in_a_step_follows_from_the_seed(make_log, community_rows, config, tmp_path):
+    tables = {"tables": [{"name": "user", "data_type": "bf16"}]}
+    config = TwhinConfig(**{**config.model_dump(), "dropout": 0.2, "embeddings": tables})
+    for name in ("one", "two"):
+        train_twhin(make_log(*community_rows), config, None, tmp_path / name, seed=0, fingerprint="f")
+        torch.rand(7)
+    assert _bytes(tmp_path / "one") == _bytes(tmp_path / "two")
 
 
 def test_an_interrupted_training_goes_on_with_the_same_bits(make_log, community_rows, config, tmp_path, monkeypatch):

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from tml.core.config import BaseConfig
 from tml.core.training import TrainingConfig
 from tml.embeddings.local import DataType
-from tml.optimizers.config import AdagradConfig, OptimizerConfig
+from tml.optimizers.config import ALGORITHMS, AdagradConfig, OptimizerConfig
 from tml.optimizers.schedules import LearningRate
 from tml.projects.twhin.operators import Operator, RelationOperator, Sides
 from tml.projects.twhin.scores import Score
@@ -79,6 +79,14 @@ def _adagrad(rate: float) -> OptimizerConfig:
     return OptimizerConfig(adagrad=AdagradConfig(), learning_rate=LearningRate(constant=rate))
 
 
+def _adagrad_if_none(values: Any) -> Any:
+    """The default's algorithm where a config says nothing of one, such as only another learning rate."""
+    return {"adagrad": {}, **values} if isinstance(values, Mapping) and not set(values) & set(ALGORITHMS) else values
+
+
+_Optimizer = Annotated[OptimizerConfig, BeforeValidator(_adagrad_if_none)]
+
+
 def _engaged(type_: str) -> RelationConfig:
     return RelationConfig(name=type_, source="engagements", type=type_)
 
@@ -133,7 +141,7 @@ class EmbeddingsConfig(BaseConfig):
     """
 
     tables: tuple[TableConfig, ...] = ()
-    optimizer: OptimizerConfig = _adagrad(0.04)
+    optimizer: _Optimizer = _adagrad(0.04)
     initial_scale: float = Field(default=0.03, gt=0)
     memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)?(KB|MB|GB|TB)$")] | None = None
 
@@ -163,6 +171,12 @@ class TwhinTraining(TrainingConfig):
     log_every: PositiveInt = 50
     evaluate_every: PositiveInt = 250
     checkpoint_every: PositiveInt = 500
+
+    @model_validator(mode="after")
+    def _in_float32(self) -> Self:
+        if self.precision != "float32":
+            raise ValueError(f"precision: found {self.precision!r}, allowed is 'float32'; `products` can be bf16")
+        return self
 
 
 class TwhinConfig(BaseConfig):
@@ -225,7 +239,7 @@ class TwhinConfig(BaseConfig):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
     warm_start: Path | None = None
-    translation_optimizer: OptimizerConfig = _adagrad(0.1)
+    translation_optimizer: _Optimizer = _adagrad(0.1)
     batch_size: int = Field(default=4096, gt=0)
     chunk_size: int = Field(default=128, gt=0)
     epochs: float = Field(default=12.0, gt=0)

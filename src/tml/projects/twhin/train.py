@@ -97,7 +97,7 @@ def train_on_graph(path: Path, config: TwhinConfig, out: Path, seed: int, finger
     steps = config.training.num_steps or max(1, round(config.epochs * batches.batches_per_epoch / batches_per_step))
     training = config.training.model_copy(update={"num_steps": steps})
     evaluate = _evaluator(kept, held_out, seed) if len(held_out) else None
-    result = _train(model.to(_device()), batches, training, graph.vocabularies, evaluate, out, fingerprint)
+    result = _train(model.to(_device()), batches, training, graph.vocabularies, evaluate, out, seed, fingerprint)
     print(_summary(graph, len(kept), len(held_out), result.metrics), file=sys.stderr)
     export_embeddings(model, graph, out / "embeddings")
     _link(path, out)
@@ -128,7 +128,7 @@ def _train_in_partitions(
         edges = folder.read("validation").edges_alone()
         evaluate, held_out = _evaluator(folder, edges, seed), len(edges)
     graph = folder.nodes()
-    result = _train(model.to(_device()), batches, training, graph.vocabularies, evaluate, out, fingerprint)
+    result = _train(model.to(_device()), batches, training, graph.vocabularies, evaluate, out, seed, fingerprint)
     print(_summary(graph, len(batches.buckets), held_out, result.metrics), file=sys.stderr)
     export_embeddings(model, graph, out / "embeddings")
     _link(folder.path, out)
@@ -154,7 +154,7 @@ def _train_on_ranks(folder: GraphFolder, config: TwhinConfig, out: Path, seed: i
         edges = folder.read("validation").edges_alone()
         evaluate, held_out = _evaluator(folder, edges, seed), len(edges)
     graph, edges_here = folder.nodes(), len(batches.graph) if isinstance(batches.graph, Graph) else 0
-    result = _train(shard_model(model, config), batches, training, graph.vocabularies, evaluate, out, fingerprint)
+    result = _train(shard_model(model, config), batches, training, graph.vocabularies, evaluate, out, seed, fingerprint)
     kept = sum(gathered(edges_here))
     if is_first_rank():
         print(_summary(graph, kept, held_out, result.metrics), file=sys.stderr)
@@ -172,11 +172,14 @@ def _train(
     vocabularies: Mapping[str, pa.Array],
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None,
     out: Path,
+    seed: int,
     fingerprint: str,
 ) -> TrainResult:
     bare = unwrap(model)
     assert isinstance(bare, TwhinModel)
     optimizer, scheduler = build_optimizer(model, bare.config)
+    # Dropout and the rounding of narrow tables draw from torch's own state; ranks differ.
+    torch.manual_seed(seed + ranks().rank)
     state = TrainState(model, optimizer, scheduler, batches)
     if not resume(state, out, fingerprint):
         load_first_vectors(bare, vocabularies, bare.config)
