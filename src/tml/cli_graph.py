@@ -61,16 +61,21 @@ def twhin_train(
 ) -> None:
     """Learn embeddings from what happened before the ranker's training starts, or from a prepared graph."""
     if graph is None:
+        from tml.projects.twhin.published import is_published
+
+        if config is not None and config.is_file() and is_published(config):
+            raise UserError(
+                f"{config}: found TwHIN's published configuration, allowed with it is --graph, a graph that "
+                "`tml twhin prepare` makes of it"
+            )
         print(do_job(config, run_dir, set_, "twhin") / "twhin" / "embeddings")
         return
-    from tml.core.config import load_config
     from tml.core.distributed import is_first_rank, process_group
-    from tml.graph_pipeline import train_graph
-    from tml.pipeline import RunConfig
+    from tml.graph_pipeline import graph_config, train_graph
 
     folder = run_dir or Path("runs") / (config.stem if config else graph.name)
     with process_group():
-        train_graph(load_config(RunConfig, config, set_ or ()), graph, folder)
+        train_graph(graph_config(config, set_ or ()), graph, folder)
         if is_first_rank():
             print(folder / "embeddings")
 
@@ -119,13 +124,16 @@ def twhin_prepare(
     job = source.suffix in (".yaml", ".yml")
     if job or is_log(source):
         from tml.core.config import load_config
-        from tml.graph_pipeline import prepare_log
+        from tml.graph_pipeline import prepare_config, prepare_log
         from tml.pipeline import RunConfig
 
         of_triples = {"validation": validation, "test": test, "types": types, "columns": columns != COLUMNS}
         _refuse({**of_triples, "unknown": unknown is not Unknown.ERROR}, source, "triples")
-        sets = [*(set_ or ()), *([] if job else [f"log.path={json.dumps(str(source))}"])]
-        edges = prepare_log(load_config(RunConfig, source if job else None, sets), out, until, test_until)
+        if job:
+            edges = prepare_config(source, set_ or (), out, until, test_until)
+        else:
+            sets = [f"log.path={json.dumps(str(source))}", *(set_ or ())]
+            edges = prepare_log(load_config(RunConfig, None, sets), out, until, test_until)
         skipped: dict[str, int] = {}
     else:
         _refuse({"until": until, "test-until": test_until, "set": set_}, source, "an engagement log")

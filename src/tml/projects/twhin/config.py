@@ -120,6 +120,9 @@ class TableConfig(BaseConfig):
             down so that small steps add up.
         pretrained: an embeddings file with the first vectors of those nodes that it has.
         frozen: the vectors stay as they start.
+        num_embeddings: how many nodes the type must have; null takes as many as there are.
+        embedding_dim: must be the model's.
+        vocab: a Parquet file with the `id` of each node, which must be those of the graph.
     """
 
     name: Name
@@ -127,6 +130,9 @@ class TableConfig(BaseConfig):
     data_type: DataType = "fp32"
     pretrained: Path | None = None
     frozen: bool = False
+    num_embeddings: PositiveInt | None = None
+    embedding_dim: PositiveInt | None = None
+    vocab: Path | None = None
 
 
 class EmbeddingsConfig(BaseConfig):
@@ -259,6 +265,10 @@ class TwhinConfig(BaseConfig):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         _require_unique("relations", [relation.name for relation in self.relations])
+        for table in self.embeddings.tables:
+            if table.embedding_dim not in (None, self.embedding_dim):
+                found = f"the embedding_dim {table.embedding_dim} of {table.name}"
+                raise ValueError(f"embeddings.tables: found {found}, allowed is the model's, {self.embedding_dim}")
         operators = {self.operator, *(relation.operator for relation in self.relations)}
         if "complex_diagonal" in operators and self.embedding_dim % 2:
             raise ValueError(

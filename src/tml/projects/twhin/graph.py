@@ -141,7 +141,7 @@ class GraphFolder:
             DataError: the file is broken, or an id is null, there twice, or neither integer nor string.
         """
         if node not in self._vocabularies:
-            self._vocabularies[node] = _read_ids(self._vocabulary_path(node))
+            self._vocabularies[node] = read_ids(self._vocabulary_path(node))
         return self._vocabularies[node]
 
     def has(self, split: Split) -> bool:
@@ -307,7 +307,8 @@ def _rows(path: Path) -> int:
         raise DataError(f"{path}: not a readable Parquet file ({first_line(error)})") from None
 
 
-def _read_ids(path: Path) -> pa.Array:
+def read_ids(path: Path) -> pa.Array:
+    """The ids of a vocabulary; see `GraphFolder.vocabulary`."""
     try:
         table = pq.read_table(path)
     except BROKEN as error:
