@@ -88,11 +88,10 @@ class PublishedConfig(BaseConfig):
         for name, own in STEP.items():
             if self.train_data is not None and getattr(self.train_data, name) is not None:
                 twhin[own or name] = getattr(self.train_data, name)
-        own = dict(self.twhin or {})
-        training = {
-            name: self.training[published] for published, name in TRAINING.items() if published in self.training
-        }
-        return {"seed": self.seed, "twhin": {**twhin, **own, "training": {**training, **(own.get("training") or {})}}}
+        set_here = dict(self.twhin or {})
+        training = {name: self.training[one] for one, name in TRAINING.items() if one in self.training}
+        training |= set_here.pop("training", None) or {}
+        return {"seed": self.seed, "twhin": {**twhin, **set_here, "training": training}}
 
 
 def is_published(path: Path | None) -> bool:

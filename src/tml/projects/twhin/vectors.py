@@ -70,6 +70,11 @@ class TrainedVectors:
     operators: Operators
     _tables: dict[str, Embeddings] = field(default_factory=dict, repr=False)
 
+    @property
+    def run(self) -> Path | None:
+        """The folder of the training that the vectors are in as it left them; None where they stand alone."""
+        return self.folder.parent if self.folder.name == "embeddings" else None
+
     @cached_property
     def node_types(self) -> tuple[str, ...]:
         """The types of node, in the order of the relations."""
