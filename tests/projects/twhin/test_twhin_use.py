@@ -1,6 +1,7 @@
 """What trained vectors are used for: neighbours, scores of given edges, new nodes, several vectors a user."""
 
 import gzip
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -139,6 +140,13 @@ def test_given_edges_are_scored_in_their_order(vectors, tmp_path, kind):
     )
     np.testing.assert_allclose(table["score"], expected, rtol=1e-5)
     np.testing.assert_allclose(table["probability"], 1 / (1 + np.exp(-expected)), rtol=1e-5)
+
+
+def test_probabilities_of_very_low_scores_are_0(vectors, tmp_path):
+    (tmp_path / "edges.tsv").write_text("3\tfollow\t4\n")
+    cold = replace(vectors, objective=replace(vectors.objective, temperature=1e-4))
+    score_file(cold, tmp_path / "edges.tsv", tmp_path / "out.parquet")
+    assert pq.read_table(tmp_path / "out.parquet")["probability"].to_pylist() == [0.0]
 
 
 def test_unknown_ends_are_named_or_skipped(vectors, tmp_path):

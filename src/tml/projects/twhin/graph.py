@@ -172,17 +172,28 @@ class GraphFolder:
             yield reader.read(group)
 
     def edges_by_relation(self, split: Split = "train") -> Rows:
-        """The number of edges of each relation, (relations,) int64, by one pass over all edges.
+        """The number of edges of each relation, (relations,) int64, by one pass; pairs that are none do not count.
 
         Raises:
             DataError: as `stream`; or edges to learn from lack a relation.
         """
         counts = np.zeros(len(self.relations), np.int64)
         for edges in self.stream(split):
-            counts += np.bincount(edges.rel, minlength=len(counts))
+            counts += self._by_relation(edges)
         if split == "train":
-            _require_edges(self._files(split)[0], self.relations, counts)
+            self.require_edges(counts)
         return counts
+
+    def require_edges(self, counts: Rows) -> None:
+        """Refuse edges to learn from that lack a relation, given their number by relation."""
+        empty = [relation.name for relation, count in zip(self.relations, counts, strict=True) if not count]
+        if empty:
+            file = self._files("train")[0]
+            raise DataError(f"{file}: found no edge of the relation {empty[0]!r}, allowed are relations with edges")
+
+    def _by_relation(self, edges: Edges) -> Rows:
+        rel = edges.rel if edges.label is None else edges.rel[edges.label]
+        return np.bincount(rel, minlength=len(self.relations))
 
     def nodes(self) -> Graph:
         """The graph without its edges."""
@@ -207,7 +218,7 @@ class GraphFolder:
         reader = self._reader(split)
         edges = Edges.concatenate([reader.read(group) for group in reader.row_groups])
         if split == "train":
-            _require_edges(self._files(split)[0], self.relations, np.bincount(edges.rel, minlength=len(self.relations)))
+            self.require_edges(self._by_relation(edges))
         vocabularies = {node: self.vocabulary(node) for node in node_types(self.relations)}
         columns = {field.name: getattr(edges, field.name) for field in fields(Edges)}
         return Graph(self.relations, vocabularies, **columns)
@@ -292,12 +303,6 @@ def _require_declared(path: Path, relations: Sequence[Relation]) -> None:
                     f"{path / 'relations.json'}: the {end} of {relation.name} is {node!r}, but vocabulary/ has no "
                     f"{node}.parquet, declared are {', '.join(declared) or 'none'}"
                 )
-
-
-def _require_edges(path: Path, relations: Sequence[Relation], counts: Rows) -> None:
-    empty = [relation.name for relation, count in zip(relations, counts, strict=True) if not count]
-    if empty:
-        raise DataError(f"{path}: found no edge of the relation {empty[0]!r}, allowed are relations with edges")
 
 
 def _rows(path: Path) -> int:

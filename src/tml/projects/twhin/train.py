@@ -139,6 +139,7 @@ def _train_on_ranks(folder: GraphFolder, config: TwhinConfig, out: Path, seed: i
     """The same for tables over the processes of a group, each of which reads its part of the edges."""
     if config.embeddings.memory is not None:
         raise ConfigError(f"embeddings.memory: found {config.embeddings.memory!r}, allowed under torchrun is null")
+    folder.edges_by_relation()
     device = _device()
     generator = torch.Generator(device).manual_seed(seed)
     model = TwhinModel(folder.sizes, folder.relations, config, generator, ShardedTables)
