@@ -37,7 +37,7 @@ def test_rows_move_as_in_torch(algorithm, reference):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rounding_at_random_is_right_on_the_mean_and_takes_a_neighbour(dtype):
     torch.manual_seed(0)
-    for value in (0.3, -1.7003, 0.0123):
+    for value in (0.3, -1.7003, 0.0123, 3.31e-5, -1.234e-6, 4e-8, -1e-8):
         values = torch.full((200_000,), value)
         rounded = round_at_random(values, dtype).float()
         assert len(rounded.unique()) == 2
