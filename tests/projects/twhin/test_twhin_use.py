@@ -266,7 +266,8 @@ def test_projection_follows_from_the_seed_and_not_from_the_batches(vectors, tmp_
     [
         ("1\tfollow\t2\n", r"edges\.tsv: found no new node"),
         ("77\tlike\tnew\n78\tfollow\t1\n", "no edge between the new user 77 and a known node"),
-        ("ann\tfollow\t1\n", "found a user that is no int64"),
+        ("ann\tfollow\t1\n", r"edges\.tsv: found the user 'ann', allowed are int64"),
+        ("007\tfollow\t1\n", r"edges\.tsv: found the user '007', allowed are int64"),
         ("77\thates\t1\n", "found no relation 'hates'"),
     ],
 )
@@ -361,6 +362,13 @@ def test_interests_without_neighbours_are_shares_and_means(vectors, monkeypatch)
     assert interests.of(5) == slice(0, 0)
     with pytest.raises(DataError, match="follow: found no edge"):
         find_interests(vectors, 0, heads[:0], tails[:0])
+
+
+def test_ids_of_another_kind_are_refused(tmp_path):
+    for column in ([[1]], [1.5], [b"x"]):
+        pq.write_table(pa.table({"head": column, "relation": ["r"], "tail": [2]}), tmp_path / "e.parquet")
+        with pytest.raises(DataError, match=r"e\.parquet: head is .*, allowed are integers and strings"):
+            list(read_edges(tmp_path / "e.parquet"))
 
 
 def test_edges_are_read_block_by_block(tmp_path, monkeypatch):

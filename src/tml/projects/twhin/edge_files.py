@@ -49,6 +49,8 @@ def read_edges(path: Path) -> Iterator[NamedEdges]:
             rows = 0
             for batch in reader:
                 for name, column in zip(ENDS, batch.columns, strict=True):
+                    if not (pa.types.is_integer(column.type) or pa.types.is_string(_plain(column.type))):
+                        raise DataError(f"{path}: {name} is {column.type}, allowed are integers and strings")
                     if column.null_count:
                         raise DataError(f"{path}: {name} is missing in an edge after row {rows}, allowed are none")
                 rows += len(batch)
@@ -72,6 +74,10 @@ def _sql(connection: duckdb.DuckDBPyConnection, path: Path) -> str:
         if set(heading) <= set(columns):
             return f"SELECT {', '.join(map(_quoted, heading))} FROM {source}"
     raise DataError(f"{path}: found the columns {', '.join(columns)}, allowed are {', '.join(ENDS)}")
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _quoted(name: str) -> str:

@@ -99,7 +99,7 @@ def project_nodes(vectors: TrainedVectors, edges: NamedEdges, seed: int = 0, whe
     Raises:
         DataError: a relation is unknown, no node is new, or a new node has no edge to a known one.
     """
-    found, ids = _new_edges(vectors, edges)
+    found, ids = _new_edges(vectors, edges, where)
     if not ids:
         raise DataError(f"{where}: found no new node, allowed are edges of nodes that {vectors.folder} lacks")
     results = []
@@ -118,7 +118,9 @@ def project_nodes(vectors: TrainedVectors, edges: NamedEdges, seed: int = 0, whe
     return results
 
 
-def _new_edges(vectors: TrainedVectors, edges: NamedEdges) -> tuple[dict[str, list[NewEdges]], dict[str, pa.Array]]:
+def _new_edges(
+    vectors: TrainedVectors, edges: NamedEdges, where: str
+) -> tuple[dict[str, list[NewEdges]], dict[str, pa.Array]]:
     """The edges by the type of their new end, and the ids of new nodes by type."""
     read = []
     strange: dict[str, list[pa.Array]] = {}
@@ -131,7 +133,7 @@ def _new_edges(vectors: TrainedVectors, edges: NamedEdges) -> tuple[dict[str, li
         read.append((number, heads, head_rows, tails, tail_rows))
         for node, of_end, rows in ((ends.head, heads, head_rows), (ends.tail, tails, tail_rows)):
             if (rows < 0).any():
-                strange.setdefault(node, []).append(_as_ids(vectors, node, of_end.filter(pa.array(rows < 0))))
+                strange.setdefault(node, []).append(_as_ids(vectors, node, of_end.filter(pa.array(rows < 0)), where))
     ids = {node: pc.unique(pa.concat_arrays(parts)).sort() for node, parts in strange.items()}
     found: dict[str, list[NewEdges]] = {}
     for number, heads, head_rows, tails, tail_rows in read:
@@ -143,22 +145,22 @@ def _new_edges(vectors: TrainedVectors, edges: NamedEdges) -> tuple[dict[str, li
         for side, node, of_end, rows, other, known in sides:
             use = np.flatnonzero((rows < 0) & (known >= 0))
             if len(use):
-                new = pc.index_in(_as_ids(vectors, node, of_end.take(pa.array(use))), ids[node])
+                new = pc.index_in(_as_ids(vectors, node, of_end.take(pa.array(use)), where), ids[node])
                 found.setdefault(node, []).append(
                     NewEdges(number, side, other, new.to_numpy().astype(np.int64), known[use])
                 )
     return found, ids
 
 
-def _as_ids(vectors: TrainedVectors, node: str, ids: pa.Array) -> pa.Array:
+def _as_ids(vectors: TrainedVectors, node: str, ids: pa.Array, where: str) -> pa.Array:
     """Ids of new nodes in the type of those that the table has."""
-    try:
-        return ids.cast(vectors.table(node).ids.type)
-    except pa.ArrowInvalid:
+    own = vectors.as_ids(node, ids)
+    own = own.cast(pa.int64()) if pa.types.is_integer(own.type) else own
+    if own.null_count:
+        odd = ids.filter(own.is_null())[0].as_py()
         kind = vectors.table(node).ids.type
-        raise DataError(
-            f"edges: found a {node} that is no {kind}, allowed are ids as {vectors.folder} has them"
-        ) from None
+        raise DataError(f"{where}: found the {node} {odd!r}, allowed are {kind}, as {vectors.folder} has them")
+    return own
 
 
 def _solve(vectors: TrainedVectors, node: str, parts: Sequence[NewEdges], counts: Rows, seed: int) -> Vectors:

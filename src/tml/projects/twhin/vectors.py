@@ -126,13 +126,14 @@ class TrainedVectors:
 
     def find(self, node: str, ids: pa.Array | Sequence[Any]) -> Rows:
         """The same, -1 for an id that is unknown or null."""
-        table = self.table(node)
+        return self.table(node).rows(self.as_ids(node, ids))
+
+    def as_ids(self, node: str, ids: pa.Array | Sequence[Any]) -> pa.Array:
+        """Ids as text or as integers, as those of a node type are; null where one is no integer."""
         wanted = ids if isinstance(ids, pa.Array) else pa.array(ids)
-        if not pa.types.is_integer(table.ids.type):
-            return table.rows(wanted.cast(pa.string()))
-        if pa.types.is_integer(wanted.type):
-            return table.rows(wanted)
-        return table.rows(_numbers(wanted))
+        if not pa.types.is_integer(self.table(node).ids.type):
+            return wanted.cast(pa.string())
+        return wanted if pa.types.is_integer(wanted.type) else _numbers(wanted)
 
     def queries(self, relation: int, side: Side, rows: Rows) -> Tensor:
         """What is compared with the candidates of a side: nodes of the other end (n), as (n, dimension)."""
