@@ -34,13 +34,13 @@ import torch
 from _machine import print_figure, print_machine, seconds
 
 from tml.core.step import take_step
-from tml.core.training import TrainingConfig, TrainState
+from tml.core.training import TrainState
 from tml.embeddings.partitioned import PartitionedTables
 from tml.embeddings.partitions import cut_tables
 from tml.optimizers import OptimizerConfig
 from tml.projects.twhin.batches import EdgeBatches
 from tml.projects.twhin.buckets import BucketBatches
-from tml.projects.twhin.config import EmbeddingsConfig, TwhinConfig
+from tml.projects.twhin.config import EmbeddingsConfig, TwhinConfig, TwhinTraining
 from tml.projects.twhin.graph import GraphFolder
 from tml.projects.twhin.model import TwhinModel
 from tml.projects.twhin.optimizer import build_optimizer, row_bytes
@@ -105,7 +105,7 @@ def quality(path: Path, memory: str | None) -> float:
         embedding_dim=32,
         embeddings=EmbeddingsConfig(optimizer=OptimizerConfig(rowwise_adagrad={}, learning_rate=0.1), memory=memory),
         epochs=10,
-        training=TrainingConfig(num_steps=None, log_every=100, evaluate_every=10**9, checkpoint_every=10**9),
+        training=TwhinTraining(num_steps=None, log_every=100, evaluate_every=10**9, checkpoint_every=10**9),
     )
     with tempfile.TemporaryDirectory() as out:
         return train_on_graph(path, config, Path(out), seed=0).metrics["validation/mrr"]

@@ -49,6 +49,10 @@ def test_every_verb_has_help_with_an_example(tml: Any, verb: str) -> None:
         (["recap", "schedule", "--out", "x.pdf"], ["x.pdf", "found .pdf", "allowed are .png, .svg, .html"]),
         (["twhin", "prepare", "gone.tsv", "graph"], ["gone.tsv", "no such file of triples"]),
         (["twhin", "prepare", "gone.tsv", "graph", "--columns", "head,tail"], ["columns", "head,tail", "relation"]),
+        (
+            ["twhin", "prepare", "gone.tsv", "graph", "--until", "2024-01-01"],
+            ["--until", "only with an engagement log"],
+        ),
         (["twhin", "train", "--graph", "gone"], ["gone", "no such graph"]),
         (["twhin", "evaluate", "gone"], ["gone", "found no vectors"]),
         (["twhin", "export", "nowhere", "out"], ["nowhere", "found no vectors", "a run's folder"]),
@@ -80,6 +84,20 @@ def test_the_shipped_configs_load() -> None:
     assert {path.name for path in paths} >= {"demo.yaml", "kuairand.yaml"}
     for path in paths:
         load_config(RunConfig, path)
+
+
+def test_a_log_needs_no_config_to_become_a_graph(tml: Any, tmp_path: Path) -> None:
+    assert tml("simulate", "log", "--users", "60", "--posts", "200", "--days", "3").returncode == 0
+    refused = tml("twhin", "prepare", "log", "graph", "--types", "types.tsv")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "--types: found with log, allowed only with triples" in refused.stderr
+    assert "allowed is one or more" in tml("twhin", "prepare", "log", "graph", "--test-until", "1999-01-01").stderr
+    assert not (tmp_path / "graph").exists()
+    relation = "twhin.relations=[{name: likes, source: engagements, type: favorited, tail: post}]"
+    prepared = tml("twhin", "prepare", "log", "graph", "--set", relation)
+    assert prepared.returncode == 0, prepared.stderr
+    names = {path.name for path in (tmp_path / "graph" / "vocabulary").iterdir()}
+    assert names == {"user.parquet", "post.parquet"}
 
 
 def test_triples_are_prepared_trained_on_and_evaluated(tml: Any, tmp_path: Path) -> None:

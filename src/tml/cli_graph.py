@@ -1,6 +1,8 @@
 """The command line's verbs that make a graph, train on it and measure; what uses the vectors is in `cli_twhin`."""
 
+import json
 import sys
+from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -9,8 +11,12 @@ from typing import Annotated
 import typer
 
 from tml.cli_job import Config, RunDir, Set, do_job, example, show
+from tml.core.errors import UserError
 
 twhin = typer.Typer(help="TwHIN: embeddings of viewers, authors and posts from the graph.", no_args_is_help=True)
+
+
+COLUMNS = "head,relation,tail"
 
 
 class Unknown(StrEnum):
@@ -55,16 +61,21 @@ def twhin_train(
 ) -> None:
     """Learn embeddings from what happened before the ranker's training starts, or from a prepared graph."""
     if graph is None:
+        from tml.projects.twhin.published import is_published
+
+        if config is not None and config.is_file() and is_published(config):
+            raise UserError(
+                f"{config}: found TwHIN's published configuration, allowed with it is --graph, a graph that "
+                "`tml twhin prepare` makes of it"
+            )
         print(do_job(config, run_dir, set_, "twhin") / "twhin" / "embeddings")
         return
-    from tml.core.config import load_config
     from tml.core.distributed import is_first_rank, process_group
-    from tml.graph_pipeline import train_graph
-    from tml.pipeline import RunConfig
+    from tml.graph_pipeline import graph_config, train_graph
 
     folder = run_dir or Path("runs") / (config.stem if config else graph.name)
     with process_group():
-        train_graph(load_config(RunConfig, config, set_ or ()), graph, folder)
+        train_graph(graph_config(config, set_ or ()), graph, folder)
         if is_first_rank():
             print(folder / "embeddings")
 
@@ -75,7 +86,8 @@ def twhin_prepare(
         Path,
         typer.Argument(
             metavar="TRAIN",
-            help="Triples: a text or Parquet file, a folder or a pattern of them; or a job's CONFIG.yaml, for its log.",
+            help="Triples: a text or Parquet file, a folder or a pattern of them; or an engagement log: its folder, or "
+            "a job's CONFIG.yaml.",
             show_default=False,
         ),
     ],
@@ -88,7 +100,7 @@ def twhin_prepare(
     ] = None,
     columns: Annotated[
         str, typer.Option(help="The columns of text files in order; weight, time and label may follow.")
-    ] = "head,relation,tail",
+    ] = COLUMNS,
     types: Annotated[
         Path | None,
         typer.Option(
@@ -107,14 +119,24 @@ def twhin_prepare(
     set_: Set = None,
 ) -> None:
     """Make a graph to train on, of triples or of an engagement log."""
-    if source.suffix in (".yaml", ".yml"):
+    from tml.data.log import is_log
+
+    job = source.suffix in (".yaml", ".yml")
+    if job or is_log(source):
         from tml.core.config import load_config
-        from tml.graph_pipeline import prepare_log
+        from tml.graph_pipeline import prepare_config, prepare_log
         from tml.pipeline import RunConfig
 
-        edges = prepare_log(load_config(RunConfig, source, set_ or ()), out, until, test_until)
+        of_triples = {"validation": validation, "test": test, "types": types, "columns": columns != COLUMNS}
+        _refuse({**of_triples, "unknown": unknown is not Unknown.ERROR}, source, "triples")
+        if job:
+            edges = prepare_config(source, set_ or (), out, until, test_until)
+        else:
+            sets = [f"log.path={json.dumps(str(source))}", *(set_ or ())]
+            edges = prepare_log(load_config(RunConfig, None, sets), out, until, test_until)
         skipped: dict[str, int] = {}
     else:
+        _refuse({"until": until, "test-until": test_until, "set": set_}, source, "an engagement log")
         from tml.projects.twhin.prepare import prepare_triples
 
         names = [name.strip() for name in columns.split(",")]
@@ -130,6 +152,13 @@ def twhin_prepare(
     for name, count in edges.items():
         print(f"{name}: {count:,} edges")
     print(out)
+
+
+def _refuse(options: Mapping[str, object], source: Path, kind: str) -> None:
+    """Refuse options that say nothing of this kind of source."""
+    for name, value in options.items():
+        if value:
+            raise UserError(f"--{name}: found with {source}, allowed only with {kind}")
 
 
 @twhin.command("evaluate", epilog=example("tml twhin evaluate runs/demo --candidates 1000 --by degree"))

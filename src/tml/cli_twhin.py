@@ -50,7 +50,7 @@ def twhin_export(
     ] = None,
 ) -> None:
     """Write the vectors of all nodes and the relations' operators as files that stand alone."""
-    from tml.projects.twhin.clusters import find_interests, graph_edges, write_interests
+    from tml.projects.twhin.clusters import find_interests, graph_edges, interests_path, write_interests
     from tml.projects.twhin.export import export_vectors
     from tml.projects.twhin.vectors import load_vectors
 
@@ -61,7 +61,7 @@ def twhin_export(
     if edges is not None:
         interests = find_interests(vectors, number, *edges)
         ids = vectors.table(vectors.relations[number].head).ids
-        write_interests(interests, ids, out / f"{multi}.interests.parquet")
+        write_interests(interests, ids, interests_path(out, vectors.relations[number].name))
     for node in vectors.node_types:
         print(f"{node}: {len(vectors.table(node)):,} vectors of {vectors.dim}")
     print(out)

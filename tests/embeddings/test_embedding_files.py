@@ -60,6 +60,13 @@ def _lists(values, width=2):
     return pa.array(values, pa.list_(pa.float32(), width))
 
 
+def test_numbers_that_the_ids_type_lacks_are_unknown():
+    table = Embeddings(pa.array([5, 7], pa.int32()), np.eye(2, dtype=np.float32))
+    assert table.rows(pa.array([7, 1 << 40, None, -1], pa.int64())).tolist() == [1, -1, -1, -1]
+    table = Embeddings(pa.array([5, (1 << 64) - 1], pa.uint64()), np.eye(2, dtype=np.float32))
+    assert table.rows(pa.array([-1, 5], pa.int64())).tolist() == [-1, 0]
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.parquet: no such embeddings file"):
         read_embeddings(tmp_path / "nowhere.parquet")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tml.core.errors import DataError
+from tml.core.errors import DataError, UserError
 from tml.embeddings.nearest import KINDS, build_index, read_index, recall
 
 RNG = np.random.default_rng(0)
@@ -56,6 +56,15 @@ def test_an_index_of_something_else_is_refused(tmp_path):
         read_index(tmp_path / "index", CANDIDATES + 1, "dot")
     with pytest.raises(DataError, match="of another score"):
         read_index(tmp_path / "index", CANDIDATES, "l2")
+    description = (tmp_path / "index" / "index.json").read_text()
+    for broken in ("{", "{}", "[]", description.replace("exact", "other")):
+        (tmp_path / "index" / "index.json").write_text(broken)
+        with pytest.raises(DataError, match=r"index\.json: not the description of an index; remove it"):
+            read_index(tmp_path / "index", CANDIDATES, "dot")
+    (tmp_path / "index" / "index.json").write_text(description)
+    (tmp_path / "index" / "letter.txt").touch()
+    with pytest.raises(UserError, match=r"index: found a folder with letter\.txt in it"):
+        build_index(CANDIDATES, "dot").write(tmp_path / "index")
     (tmp_path / "index" / "index.faiss").write_bytes(b"half")
     with pytest.raises(DataError, match=r"index\.faiss: not a whole faiss index"):
         read_index(tmp_path / "index", CANDIDATES, "dot")

@@ -7,10 +7,13 @@ writer of the same name removes both.
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+
+from tml.core.errors import UserError
 
 
 def remove(path: Path) -> None:
@@ -21,8 +24,37 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def require_replaceable(path: Path, names: Sequence[str], marker: str | None = None) -> None:
+    """Refuse to put a folder in the place of something that is not an older one of the same kind.
+
+    Args:
+        path: the folder to be written, which may be there or not.
+        names: what such a folder has in it, as patterns with `*`.
+        marker: one of these, without which a folder that is not empty is another kind.
+
+    Raises:
+        UserError: there is a file, or a folder with something else in it.
+    """
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"{path}: found a file, allowed is a folder to write to")
+    found = sorted(entry.name for entry in path.iterdir())
+    other = next((name for name in found if not any(fnmatch(name, pattern) for pattern in names)), None)
+    if other is None and found and marker is not None and marker not in found:
+        other = found[0]
+    if other is not None:
+        raise UserError(
+            f"{path}: found a folder with {other} in it, which would be lost, allowed is a new or empty folder, or an "
+            "older one of the same kind"
+        )
+
+
 def _partial(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written, its folder cannot be made ({error.strerror})") from None
     partial = path.with_name(f".{path.name}.partial")
     remove(partial)
     return partial
@@ -30,7 +62,13 @@ def _partial(path: Path) -> Path:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to; it becomes `path` when the block ends without an exception."""
+    """Yield a path to write to; it becomes `path` when the block ends without an exception.
+
+    Raises:
+        UserError: a folder is there.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: found a folder, allowed is a file to write")
     partial = _partial(path)
     try:
         yield partial

@@ -74,6 +74,11 @@ class Log:
         return skipped_line(self.skipped)
 
 
+def is_log(source: Path) -> bool:
+    """Whether a path is the folder of an engagement log in the contract's form, which has impressions."""
+    return source.is_dir() and bool(tables.find_files(source, "impressions", TableConfig()))
+
+
 def log_fingerprint(config: LogConfig) -> str:
     """A digest of the content of every file of the log."""
     found = [tables.find_files(config.path, name, table) for name, table in table_configs(config).items()]

@@ -60,7 +60,7 @@ class Embeddings:
         wanted = ids if isinstance(ids, pa.Array) else pa.array(ids)
         if len(wanted) and pa.types.is_integer(wanted.type) != pa.types.is_integer(self.ids.type):
             raise DataError(f"embeddings: found ids of type {wanted.type}, allowed is the table's type {self.ids.type}")
-        return self._rows(wanted.cast(self.ids.type))
+        return self._rows(_narrowed(wanted, self.ids.type))
 
     def _rows(self, wanted: pa.Array) -> npt.NDArray[np.int64]:
         if not pa.types.is_integer(self.ids.type):
@@ -170,6 +170,16 @@ def _read_file(path: Path) -> Embeddings:
         raise DataError(f"{path}: `vector` has nulls, allowed are none")
     flat = np.asarray(column.flatten(), np.float32)
     return Embeddings(_plain(table["id"].combine_chunks()), flat.reshape(len(column), column.type.list_size))
+
+
+def _narrowed(ids: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Ids as another type of integers, or of strings, null where that has no such number."""
+    try:
+        return ids.cast(kind)
+    except pa.ArrowInvalid:
+        bounds = np.iinfo(kind.to_pandas_dtype())
+        fitting = [one if one is not None and bounds.min <= one <= bounds.max else None for one in ids.to_pylist()]
+        return pa.array(fitting, kind)
 
 
 def _plain(ids: pa.Array) -> pa.Array:

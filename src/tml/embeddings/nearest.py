@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 
 from tml.core.errors import DataError
-from tml.core.files import read_json, whole_folder, write_json
+from tml.core.files import read_json, require_replaceable, whole_folder, write_json
 from tml.embeddings.files import Vectors
 
 Kind = Literal["exact", "ivf", "hnsw"]
@@ -106,7 +106,12 @@ class NearestIndex:
         return {}
 
     def write(self, path: Path) -> None:
-        """Write the index as a folder, whole or not at all."""
+        """Write the index as a folder, whole or not at all.
+
+        Raises:
+            UserError: there is something else than an older index.
+        """
+        require_replaceable(path, ("index.faiss", "index.json"))
         with whole_folder(path) as folder:
             faiss.write_index(self.index, str(folder / "index.faiss"))
             about = {"kind": self.kind, "comparison": self.comparison, "fingerprint": self.fingerprint}
@@ -156,8 +161,14 @@ def read_index(path: Path, candidates: Vectors, comparison: Comparison) -> Neare
     """
     if not (path / "index.json").is_file():
         raise DataError(f"{path}: no such index, allowed is a folder with index.faiss and index.json")
-    about = read_json(path / "index.json")
-    if about["fingerprint"] != _fingerprint(candidates, comparison):
+    try:
+        about = read_json(path / "index.json")
+        kind, fingerprint = about["kind"], about["fingerprint"]
+        if kind not in KINDS:
+            raise ValueError(kind)
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{path / 'index.json'}: not the description of an index; remove it") from None
+    if fingerprint != _fingerprint(candidates, comparison):
         raise DataError(
             f"{path}: the index is of other vectors or of another score, allowed is one of these; remove it"
         )
@@ -165,7 +176,7 @@ def read_index(path: Path, candidates: Vectors, comparison: Comparison) -> Neare
         index = faiss.read_index(str(path / "index.faiss"))
     except RuntimeError:
         raise DataError(f"{path / 'index.faiss'}: not a whole faiss index; remove it") from None
-    return NearestIndex(about["kind"], comparison, about["fingerprint"], index)
+    return NearestIndex(kind, comparison, fingerprint, index)
 
 
 def recall(index: NearestIndex, candidates: Vectors, queries: Vectors, k: int) -> float:

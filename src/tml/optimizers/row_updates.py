@@ -98,7 +98,12 @@ def round_at_random(values: Tensor, dtype: torch.dtype) -> Tensor:
     bits = DROPPED_BITS[dtype]
     as_integers = values.float().view(torch.int32)
     noise = torch.randint(0, 1 << bits, values.shape, dtype=torch.int32, device=values.device)
-    return ((as_integers + noise) & -(1 << bits)).view(torch.float32).to(dtype)
+    rounded = ((as_integers + noise) & -(1 << bits)).view(torch.float32)
+    if dtype == torch.float16:
+        # Its smallest numbers are all as far apart, and have fewer bits the smaller they are.
+        steps = (values.float() * 2.0**24 + noise * 2.0**-bits).floor_()
+        rounded = torch.where(values.abs() < 2.0**-14, steps * 2.0**-24, rounded)
+    return rounded.to(dtype)
 
 
 def mean_of_squares(gradients: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,7 +1,10 @@
 import pytest
 
-from tml.core.config import parse_config
+from tml.core.config import load_config, parse_config
 from tml.core.errors import ConfigError
+from tml.optimizers.config import AdagradConfig
+from tml.pipeline import RunConfig
+from tml.projects.home.recap.train import RecapConfig
 from tml.projects.twhin.config import TwhinConfig
 
 
@@ -44,6 +47,25 @@ def test_tables_are_those_of_the_relations_and_once_each():
     table = {"name": "post", "optimizer": {"sgd": {}, "learning_rate": {"constant": 0.01}}}
     _refused({"embeddings": {"tables": [table, table]}}, "tables: found 'post' twice")
     _refused({"in_batch_negatives": -1}, "in_batch_negatives: found -1")
+
+
+def test_of_a_training_one_field_can_be_given():
+    for name, cls in (("twhin", TwhinConfig), ("recap", RecapConfig)):
+        config = getattr(load_config(RunConfig, None, [f"{name}.training.log_every=10"]), name)
+        assert config.training == cls().training.model_copy(update={"log_every": 10})
+
+
+def test_of_an_optimizer_the_rate_alone_can_be_given():
+    sets = ["twhin.embeddings.optimizer.learning_rate=0.5", "twhin.translation_optimizer.learning_rate=0.25"]
+    config = load_config(RunConfig, None, sets).twhin
+    for optimizer, rate in ((config.embeddings.optimizer, 0.5), (config.translation_optimizer, 0.25)):
+        assert (optimizer.algorithm, optimizer.learning_rate.at(0)) == (AdagradConfig(), rate)
+    _refused({"translation_optimizer": {"sgd": {}}}, "translation_optimizer.learning_rate")
+
+
+def test_training_computes_in_float32():
+    for precision in ("bfloat16", "auto"):
+        _refused({"training": {"precision": precision}}, f"precision: found '{precision}', allowed is 'float32'")
 
 
 def test_products_in_bfloat16_are_of_the_softmax_of_products():

@@ -232,6 +232,11 @@ def test_what_cannot_be_measured_is_named(splits):
     with pytest.raises(DataError, match=r"test\.parquet: found no edge"):
         evaluate_graph(model, {**splits, "test": empty}, EvaluationConfig())
     with torch.no_grad():
+        model.embeddings.write("node", torch.tensor([3]), torch.full((1, 3), 1e20, dtype=torch.float64))
+    for config in (EvaluationConfig(), EvaluationConfig(candidates=50)):
+        with pytest.raises(DataError, match=r"found vectors whose scores may be 3e\+40, allowed is up to 1e\+38"):
+            evaluate_graph(model, splits, config)
+    with torch.no_grad():
         model.embeddings.write("node", torch.tensor([3]), torch.full((1, 3), torch.nan, dtype=torch.float64))
     for config in (EvaluationConfig(), EvaluationConfig(candidates=50)):
         with pytest.raises(DataError, match="not finite"):

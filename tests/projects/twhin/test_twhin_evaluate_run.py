@@ -1,6 +1,7 @@
 """From triples to figures: prepare, train on the graph, evaluate the files; and other graphs for the same vectors."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from tml.core.errors import DataError, MissingStage
+from tml.projects.twhin.clusters import graph_edges
 from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.evaluate import EvaluationConfig
 from tml.projects.twhin.evaluate_run import evaluate_run
@@ -15,6 +17,7 @@ from tml.projects.twhin.evaluation_tables import evaluation_tables
 from tml.projects.twhin.graph import GraphFolder
 from tml.projects.twhin.prepare import prepare_triples
 from tml.projects.twhin.train import train_on_graph
+from tml.projects.twhin.vectors import load_vectors
 
 
 def _communities(rng, count):
@@ -57,6 +60,38 @@ def test_a_training_on_a_graph_is_measured_from_its_files(trained):
     other, other_path = evaluate_run(trained / "run" / "embeddings", None, EvaluationConfig(), "validation")
     assert other_path.name == "evaluation-validation.json"
     assert "100 edges of validation" in other["protocol"]
+
+
+def test_a_run_folder_that_learns_from_another_graph_is_measured_on_that(tmp_path):
+    config = TwhinConfig(embedding_dim=4, epochs=1, batch_size=256)
+    for name in ("one", "two"):
+        rows = _communities(np.random.default_rng(1), 300 if name == "one" else 400)
+        prepare_triples(_write(tmp_path / f"{name}.tsv", rows), tmp_path / name)
+        train_on_graph(tmp_path / name, config, tmp_path / "run", seed=0, fingerprint=name)
+        assert (tmp_path / "run" / "graph").resolve() == tmp_path / name
+    (tmp_path / "two").rename(tmp_path / "three")
+    train_on_graph(tmp_path / "three", config, tmp_path / "run", seed=0, fingerprint="three")
+    assert (tmp_path / "run" / "graph").resolve() == tmp_path / "three"
+    (tmp_path / "run" / "graph").unlink()
+    shutil.copytree(tmp_path / "one", tmp_path / "run" / "graph")
+    with pytest.raises(DataError, match=r"graph: found another graph than .*three"):
+        train_on_graph(tmp_path / "three", config, tmp_path / "run", seed=0, fingerprint="three")
+
+
+def test_a_graph_that_lies_beside_vectors_by_chance_is_not_theirs(trained, tmp_path):
+    shutil.copytree(trained / "run" / "embeddings", tmp_path / "vectors")
+    rows = _communities(np.random.default_rng(1), 300)
+    prepare_triples(_write(tmp_path / "other.tsv", rows), tmp_path / "graph", test=tmp_path / "other.tsv")
+    with pytest.raises(DataError, match="vectors: found no graph beside the vectors"):
+        evaluate_run(tmp_path / "vectors", None, EvaluationConfig())
+    with pytest.raises(DataError, match="graph: no such graph, needed for what users engaged with"):
+        graph_edges(load_vectors(tmp_path / "vectors"), 0)
+    _, path = evaluate_run(tmp_path / "vectors", tmp_path / "graph", EvaluationConfig())
+    assert path == tmp_path / "vectors" / "evaluation-test.json"
+    (tmp_path / "graph" / "relations.json").write_text('[{"name": "a", "head": "node", "tail": "node"}]')
+    (tmp_path / "vectors").rename(tmp_path / "embeddings")
+    with pytest.raises(DataError, match="graph: found other nodes or relations than the vectors'"):
+        graph_edges(load_vectors(tmp_path / "embeddings"), 0)
 
 
 def test_nodes_are_found_by_their_ids(trained, tmp_path):

@@ -4,16 +4,16 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from tml.core.errors import ConfigError
-from tml.core.training import TrainingConfig
+from tml.core.errors import ConfigError, DataError
 from tml.embeddings.files import read_embeddings
 from tml.embeddings.partitions import Partitions
 from tml.projects.twhin import train as module
 from tml.projects.twhin.buckets import BucketBatches
-from tml.projects.twhin.config import EmbeddingsConfig, TwhinConfig
+from tml.projects.twhin.config import EmbeddingsConfig, TwhinConfig, TwhinTraining
 from tml.projects.twhin.graph import GraphFolder
 from tml.projects.twhin.train import train_on_graph
 
@@ -53,7 +53,7 @@ def config():
         chunk_size=64,
         epochs=8.0,
         embeddings=EmbeddingsConfig(memory="100KB"),
-        training=TrainingConfig(num_steps=None, log_every=50, evaluate_every=10_000, checkpoint_every=100),
+        training=TwhinTraining(num_steps=None, log_every=50, evaluate_every=10_000, checkpoint_every=100),
     )
 
 
@@ -119,6 +119,17 @@ def test_a_training_that_is_killed_goes_on_with_the_same_bits(folder, config, tm
             train_on_graph(folder, config, tmp_path / "parts", seed=0)
     train_on_graph(folder, config, tmp_path / "parts", seed=0)
     assert _vectors(tmp_path / "whole") == _vectors(tmp_path / "parts")
+
+
+@pytest.mark.parametrize("memory", ["100KB", None])
+def test_a_relation_without_an_edge_is_refused(folder, config, tmp_path, memory):
+    config = config.model_copy(update={"embeddings": EmbeddingsConfig(memory=memory)})
+    edges = pq.read_table(folder / "edges.parquet")
+    pairs = edges.append_column("label", pa.array(np.asarray(edges["rel"]) != 1))
+    for table in (edges.filter(pc.not_equal(edges["rel"], 1)), pairs):
+        pq.write_table(table, folder / "edges.parquet")
+        with pytest.raises(DataError, match=r"edges\.parquet: found no edge of the relation '\w+'"):
+            train_on_graph(folder, config, tmp_path / "out", seed=0)
 
 
 def test_negatives_that_need_the_whole_graph_are_refused(folder, config, tmp_path):

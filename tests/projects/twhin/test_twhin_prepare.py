@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tml.core.errors import ConfigError, DataError
+from tml.core.errors import ConfigError, DataError, UserError
 from tml.projects.twhin.graph import GraphFolder, Relation, read_graph
 from tml.projects.twhin.prepare import prepare_triples
 
@@ -109,6 +109,28 @@ def test_any_names_come_through(tmp_path):
     assert sorted(_named(read_graph(tmp_path / "graph"))) == sorted(set(rows))
 
 
+def test_integers_of_64_bits_are_numbers_and_longer_ones_are_names(tmp_path):
+    largest = (1 << 63) - 1
+    _write(tmp_path / "train.tsv", [(str(largest), "r", str(-largest - 1)), ("7", "r", "8")])
+    prepare_triples(tmp_path / "train.tsv", tmp_path / "graph")
+    assert read_graph(tmp_path / "graph").vocabularies["node"].to_pylist() == [-largest - 1, 7, 8, largest]
+    _write(tmp_path / "train.tsv", [(str(largest + 1), "r", "7")])
+    prepare_triples(tmp_path / "train.tsv", tmp_path / "graph")
+    assert read_graph(tmp_path / "graph").vocabularies["node"].to_pylist() == ["7", str(largest + 1)]
+
+
+def test_nothing_but_an_older_graph_is_replaced(tmp_path):
+    _write(tmp_path / "in" / "train.tsv", TRIPLES)
+    for _ in range(2):
+        prepare_triples(tmp_path / "in" / "train.tsv", tmp_path / "graph")
+    with pytest.raises(UserError, match=r"in: found a folder with train\.tsv in it, which would be lost"):
+        prepare_triples(tmp_path / "in" / "train.tsv", tmp_path / "in")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: found a file, allowed is a folder"):
+        prepare_triples(tmp_path / "in" / "train.tsv", tmp_path / "file")
+    assert (tmp_path / "in" / "train.tsv").exists()
+
+
 def test_what_test_has_and_training_lacks_is_named_or_left_out(tmp_path):
     train = _write(tmp_path / "train.tsv", TRIPLES)
     test = _write(tmp_path / "test.tsv", [("a", "likes", "b"), ("z", "likes", "b"), ("a", "loves", "b")])
@@ -134,7 +156,9 @@ def test_what_is_wrong_is_one_sentence(tmp_path):
     refused("columns: found head,tail, allowed are", ConfigError, columns=("head", "tail"))
     refused("columns: found head,relation,tail,colour", ConfigError, columns=("head", "relation", "tail", "colour"))
     refused("the first line is 'a', allowed are 3 columns", train=[("a",)])
-    refused(r"train\.tsv: not readable as triples", train=[("a", "r", "b"), ("a", "r")])
+    refused(r"not readable as triples \(line 2 has 2 columns, allowed are 3\)", train=[("a", "r", "b"), ("a", "r")])
+    for name in ("relations", "a/b", ".hidden", "user.ids"):
+        refused(f"found the node type '{name}'", types=types(("likes", name, "u"), ("hates", "u", "u")))
     refused("found 1 rows with an empty head", train=[("a", "r", "b"), ("", "r", "b")])
     refused("found no types of the relation 'hates'", types=types(("likes", "u", "u")))
     refused("no edge of the relation 'x'", types=types(("likes", "u", "u"), ("hates", "u", "u"), ("x", "u", "u")))

@@ -21,12 +21,11 @@ with warnings.catch_warnings():
 
 from tml.core.errors import ConfigError
 from tml.core.sharding import full_state
-from tml.core.training import TrainingConfig
 from tml.embeddings.files import read_embeddings
 from tml.embeddings.sharded import ShardedTables
 from tml.optimizers import OptimizerConfig
 from tml.projects.twhin.batches import EdgeBatches
-from tml.projects.twhin.config import EmbeddingsConfig, TableConfig, TwhinConfig
+from tml.projects.twhin.config import EmbeddingsConfig, TableConfig, TwhinConfig, TwhinTraining
 from tml.projects.twhin.graph import GraphFolder
 from tml.projects.twhin.model import TwhinModel
 from tml.projects.twhin.optimizer import build_optimizer, shard_model
@@ -40,7 +39,7 @@ CONFIG = TwhinConfig(
     chunk_size=64,
     epochs=8.0,
     embeddings=EmbeddingsConfig(optimizer=OptimizerConfig(rowwise_adagrad={}, learning_rate=0.1)),
-    training=TrainingConfig(num_steps=None, log_every=50, evaluate_every=10_000, checkpoint_every=100),
+    training=TwhinTraining(num_steps=None, log_every=50, evaluate_every=10_000, checkpoint_every=100),
 )
 
 

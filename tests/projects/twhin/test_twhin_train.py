@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from tml.core.training import TrainingConfig
 from tml.embeddings.files import read_embeddings
 from tml.projects.twhin import train as module
+from tml.projects.twhin.config import TwhinConfig, TwhinTraining
 from tml.projects.twhin.data import extract_graph
 from tml.projects.twhin.export import export_embeddings
 from tml.projects.twhin.graph import read_graph
@@ -73,8 +73,17 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others(make_log, com
     assert _bytes(tmp_path / "one") != _bytes(tmp_path / "three")
 
 
+def test_what_is_drawn_in_a_step_follows_from_the_seed(make_log, community_rows, config, tmp_path):
+    tables = {"tables": [{"name": "user", "data_type": "bf16"}]}
+    config = TwhinConfig(**{**config.model_dump(), "dropout": 0.2, "embeddings": tables})
+    for name in ("one", "two"):
+        train_twhin(make_log(*community_rows), config, None, tmp_path / name, seed=0, fingerprint="f")
+        torch.rand(7)
+    assert _bytes(tmp_path / "one") == _bytes(tmp_path / "two")
+
+
 def test_an_interrupted_training_goes_on_with_the_same_bits(make_log, community_rows, config, tmp_path, monkeypatch):
-    training = TrainingConfig(num_steps=17, log_every=5, evaluate_every=10, checkpoint_every=4)
+    training = TwhinTraining(num_steps=17, log_every=5, evaluate_every=10, checkpoint_every=4)
     config = config.model_copy(update={"training": training})
     train_twhin(make_log(*community_rows), config, None, tmp_path / "whole", seed=0, fingerprint="f")
 

@@ -1,6 +1,8 @@
 """What trained vectors are used for: neighbours, scores of given edges, new nodes, several vectors a user."""
 
 import gzip
+from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +20,7 @@ from tml.projects.twhin.config import RelationConfig, TwhinConfig
 from tml.projects.twhin.edge_files import NamedEdges, read_edges
 from tml.projects.twhin.export import export_embeddings
 from tml.projects.twhin.graph import Graph, Relation
+from tml.projects.twhin.losses import Loss, of_negatives, of_positives
 from tml.projects.twhin.model import TwhinModel
 from tml.projects.twhin.neighbours import plain_search, read_names, relation_search
 from tml.projects.twhin.project import loss_against, project_file, project_nodes
@@ -139,6 +142,13 @@ def test_given_edges_are_scored_in_their_order(vectors, tmp_path, kind):
     np.testing.assert_allclose(table["probability"], 1 / (1 + np.exp(-expected)), rtol=1e-5)
 
 
+def test_probabilities_of_very_low_scores_are_0(vectors, tmp_path):
+    (tmp_path / "edges.tsv").write_text("3\tfollow\t4\n")
+    cold = replace(vectors, objective=replace(vectors.objective, temperature=1e-4))
+    score_file(cold, tmp_path / "edges.tsv", tmp_path / "out.parquet")
+    assert pq.read_table(tmp_path / "out.parquet")["probability"].to_pylist() == [0.0]
+
+
 def test_unknown_ends_are_named_or_skipped(vectors, tmp_path):
     path = tmp_path / "edges.tsv"
     path.write_text("99\tfollow\t4\n3\tfollow\t4\n3\tlike\tpx\n")
@@ -160,10 +170,12 @@ def test_unknown_ends_are_named_or_skipped(vectors, tmp_path):
         ("gone.tsv", None, "no such file of edges"),
         ("edges.json", "{}", r"found the ending \.json, allowed are"),
         ("edges.tsv", "", "found (no edge|nothing|0 columns|1 columns)"),
-        ("edges.tsv", "1\tfollow\n", "found 2 columns, allowed are three columns"),
-        ("edges.csv", "a,b,c,d\n1,2,3,4\n", "found 4 columns"),
+        ("edges.tsv", "1\tfollow\n", "the first line is .* allowed are 3 columns"),
+        ("edges.csv", "a,b,c,d\n1,2,3,4\n", "the first line is 'a,b,c,d', allowed are 3 columns"),
         ("edges.csv", "head,relation,tail\n", "found no edge"),
         ("edges.tsv", "1\tfollow\t2\n1\t\t2\n", "relation is missing in an edge"),
+        ("edges.tsv", "not an edge\n" + 9 * "1\tfollow\t2\n", "the first line is 'not an edge'"),
+        ("edges.tsv", "1\tfollow\t2\n1\tfollow\n", "line 2 has 2 columns, allowed are 3"),
         ("edges.parquet", "no", "cannot be read as edges"),
         ("edges.tsv", "1\tlikes\t2\n", "found no relation 'likes'"),
     ],
@@ -254,7 +266,8 @@ def test_projection_follows_from_the_seed_and_not_from_the_batches(vectors, tmp_
     [
         ("1\tfollow\t2\n", r"edges\.tsv: found no new node"),
         ("77\tlike\tnew\n78\tfollow\t1\n", "no edge between the new user 77 and a known node"),
-        ("ann\tfollow\t1\n", "found a user that is no int64"),
+        ("ann\tfollow\t1\n", r"edges\.tsv: found the user 'ann', allowed are int64"),
+        ("007\tfollow\t1\n", r"edges\.tsv: found the user '007', allowed are int64"),
         ("77\thates\t1\n", "found no relation 'hates'"),
     ],
 )
@@ -263,6 +276,27 @@ def test_what_cannot_be_projected_is_one_sentence(vectors, tmp_path, text, messa
     with pytest.raises(DataError, match=message):
         project_file(vectors, tmp_path / "edges.tsv", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("loss", get_args(Loss))
+def test_the_losses_of_projection_are_those_of_training(loss):
+    generator = torch.Generator().manual_seed(0)
+    objective = Objective(loss, margin=0.3, negative_weight=2.5, temperature=0.5)
+    positive = torch.randn(1, 6, generator=generator, dtype=torch.float64)
+    negatives = torch.randn(1, 6, 7, generator=generator, dtype=torch.float64)
+    own = torch.rand(1, 6, 7, generator=generator) < 0.4
+    own[0, 0] = True
+    share = torch.eye(6, dtype=torch.float64)
+    weight = {"logistic": 2.5, "softmax": 1.0, "margin": 1.0}[loss]
+    counts = own.logical_not().sum(2).clamp(min=1) if loss != "softmax" else 1
+    scaled = positive / objective.temperature
+    expected = []
+    for edge in range(6):
+        one = share[edge].unsqueeze(0)
+        scores = (negatives / objective.temperature).masked_fill(own, -torch.inf)
+        value, _ = of_negatives(loss, scores, scaled, one * weight / counts, objective.margin)
+        expected.append(of_positives(loss, scaled, one)[0].sum() + value)
+    torch.testing.assert_close(loss_against(objective, positive[0], negatives[0], own[0]), torch.stack(expected))
 
 
 def test_losses_by_hand():
@@ -328,6 +362,13 @@ def test_interests_without_neighbours_are_shares_and_means(vectors, monkeypatch)
     assert interests.of(5) == slice(0, 0)
     with pytest.raises(DataError, match="follow: found no edge"):
         find_interests(vectors, 0, heads[:0], tails[:0])
+
+
+def test_ids_of_another_kind_are_refused(tmp_path):
+    for column in ([[1]], [1.5], [b"x"]):
+        pq.write_table(pa.table({"head": column, "relation": ["r"], "tail": [2]}), tmp_path / "e.parquet")
+        with pytest.raises(DataError, match=r"e\.parquet: head is .*, allowed are integers and strings"):
+            list(read_edges(tmp_path / "e.parquet"))
 
 
 def test_edges_are_read_block_by_block(tmp_path, monkeypatch):

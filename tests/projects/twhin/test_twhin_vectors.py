@@ -99,6 +99,10 @@ def test_what_does_not_fit_is_named(graph, tmp_path):
     ):
         vectors.rows("user", ["77", "1", "x", "3.5", "-1", "77", "99", "98", "97"])
 
+    for text in ("--5", "+5", " 5", "05", "\u0665", str(1 << 63), "9" * 5000):
+        with pytest.raises(DataError, match="found the unknown user"):
+            vectors.rows("user", [text])
+
     other = tmp_path / "other"
     shutil.copytree(out, other)
     export_embeddings(make_model(graph, dim=4), graph, tmp_path / "narrow")
@@ -113,6 +117,9 @@ def test_what_does_not_fit_is_named(graph, tmp_path):
         load_vectors(other)
     (other / "relations.parquet").unlink()
     with pytest.raises(DataError, match=r"relations\.parquet: no such file"):
+        load_vectors(other)
+    (other / "relations.json").write_text((out / "relations.json").read_text().replace('"dot"', '"manhattan"'))
+    with pytest.raises(DataError, match=r"not the relations of trained vectors \(the score 'manhattan'\)"):
         load_vectors(other)
     (other / "relations.json").write_text("{")
     with pytest.raises(DataError, match=r"relations\.json: not the relations of trained vectors"):

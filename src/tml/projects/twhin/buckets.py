@@ -47,8 +47,11 @@ class EdgeBuckets:
         cut = [[getattr(r, end) in partitions.sizes for r in graph.relations] for end in ("head", "tail")]
         self._head_is_cut, self._tail_is_cut = np.array(cut)
         counts = np.zeros(partitions.count**2, np.int64)
-        for edges in graph.stream():
-            counts += np.bincount(self._buckets(_alone(edges)), minlength=len(counts))
+        by_relation = np.zeros(len(graph.relations), np.int64)
+        for edges in map(_alone, graph.stream()):
+            counts += np.bincount(self._buckets(edges), minlength=len(counts))
+            by_relation += np.bincount(edges.rel, minlength=len(by_relation))
+        graph.require_edges(by_relation)
         self.starts = np.cumsum([0, *counts])
         self._weighted = False
         with whole_file(path) as partial, partial.open("wb") as file, progress("sort edges", len(self), "edges") as bar:

@@ -80,13 +80,17 @@ def graph_edges(vectors: TrainedVectors, relation: int) -> tuple[Rows, Rows]:
     """Rows of heads and tails of the edges of a relation that the vectors were trained on.
 
     Raises:
-        DataError: the vectors stand alone, without a graph beside them.
+        DataError: the vectors stand alone, without a graph beside them, or it has other nodes or relations.
     """
-    path = vectors.folder.parent / "graph"
+    path = (vectors.run or vectors.folder) / "graph"
     if not path.is_dir():
         raise DataError(f"{path}: no such graph, needed for what users engaged with; allowed is the folder of a run")
+    graph = GraphFolder(path)
+    same = graph.relations == vectors.relations
+    if not same or any(not graph.vocabulary(node).equals(vectors.table(node).ids) for node in vectors.node_types):
+        raise DataError(f"{path}: found other nodes or relations than the vectors', allowed is the graph trained on")
     heads, tails = [], []
-    for edges in GraphFolder(path).stream():
+    for edges in graph.stream():
         here = edges.rel == relation
         heads.append(edges.lhs[here])
         tails.append(edges.rhs[here])
@@ -165,6 +169,11 @@ def retrieve(
                     seen.add(item)
                     chosen.append((item, float(weight[number])))
     return np.array([item for item, _ in chosen], np.int64), np.array([w for _, w in chosen])
+
+
+def interests_path(folder: Path, relation: str) -> Path:
+    """Where the interests of a relation are written; a slash in its name begins no folder."""
+    return folder / f"{relation.replace('/', '%2F')}.interests.parquet"
 
 
 def write_interests(interests: Interests, ids: pa.Array, path: Path) -> None:

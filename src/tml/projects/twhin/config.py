@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from tml.core.config import BaseConfig
 from tml.core.training import TrainingConfig
 from tml.embeddings.local import DataType
-from tml.optimizers.config import AdagradConfig, OptimizerConfig
+from tml.optimizers.config import ALGORITHMS, AdagradConfig, OptimizerConfig
 from tml.optimizers.schedules import LearningRate
 from tml.projects.twhin.operators import Operator, RelationOperator, Sides
 from tml.projects.twhin.scores import Score
@@ -17,7 +17,7 @@ from tml.projects.twhin.scores import Score
 Loss = Literal["logistic", "softmax", "margin"]
 
 Name = Annotated[str, Field(min_length=1, pattern=r"^[^/\\]+$")]
-"""Of a node type or a relation; it names files, too."""
+"""Of a node type; it names files, too."""
 
 
 class RelationConfig(BaseConfig):
@@ -36,7 +36,7 @@ class RelationConfig(BaseConfig):
         side: the ends of an edge whose vectors it changes; by default the model's.
     """
 
-    name: Name
+    name: Annotated[str, Field(min_length=1)]
     source: Literal["follows", "engagements", "history"] | None = None
     type: str | None = None
     head: Name = "user"
@@ -79,6 +79,14 @@ def _adagrad(rate: float) -> OptimizerConfig:
     return OptimizerConfig(adagrad=AdagradConfig(), learning_rate=LearningRate(constant=rate))
 
 
+def _adagrad_if_none(values: Any) -> Any:
+    """The default's algorithm where a config says nothing of one, such as only another learning rate."""
+    return {"adagrad": {}, **values} if isinstance(values, Mapping) and not set(values) & set(ALGORITHMS) else values
+
+
+_Optimizer = Annotated[OptimizerConfig, BeforeValidator(_adagrad_if_none)]
+
+
 def _engaged(type_: str) -> RelationConfig:
     return RelationConfig(name=type_, source="engagements", type=type_)
 
@@ -112,6 +120,9 @@ class TableConfig(BaseConfig):
             down so that small steps add up.
         pretrained: an embeddings file with the first vectors of those nodes that it has.
         frozen: the vectors stay as they start.
+        num_embeddings: how many nodes the type must have; null takes as many as there are.
+        embedding_dim: must be the model's.
+        vocab: a Parquet file with the `id` of each node, which must be those of the graph.
     """
 
     name: Name
@@ -119,6 +130,9 @@ class TableConfig(BaseConfig):
     data_type: DataType = "fp32"
     pretrained: Path | None = None
     frozen: bool = False
+    num_embeddings: PositiveInt | None = None
+    embedding_dim: PositiveInt | None = None
+    vocab: Path | None = None
 
 
 class EmbeddingsConfig(BaseConfig):
@@ -133,7 +147,7 @@ class EmbeddingsConfig(BaseConfig):
     """
 
     tables: tuple[TableConfig, ...] = ()
-    optimizer: OptimizerConfig = _adagrad(0.04)
+    optimizer: _Optimizer = _adagrad(0.04)
     initial_scale: float = Field(default=0.03, gt=0)
     memory: Annotated[str, Field(pattern=r"^\d+(\.\d+)?(KB|MB|GB|TB)$")] | None = None
 
@@ -154,6 +168,21 @@ class EmbeddingsConfig(BaseConfig):
         """How the vectors of a node type are kept and learnt."""
         own = next((table for table in self.tables if table.name == node), TableConfig(name=node))
         return own if own.optimizer else own.model_copy(update={"optimizer": self.optimizer})
+
+
+class TwhinTraining(TrainingConfig):
+    """How long to train and what to do on the way; null steps are those of the config's epochs."""
+
+    num_steps: PositiveInt | None = None
+    log_every: PositiveInt = 50
+    evaluate_every: PositiveInt = 250
+    checkpoint_every: PositiveInt = 500
+
+    @model_validator(mode="after")
+    def _in_float32(self) -> Self:
+        if self.precision != "float32":
+            raise ValueError(f"precision: found {self.precision!r}, allowed is 'float32'; `products` can be bf16")
+        return self
 
 
 class TwhinConfig(BaseConfig):
@@ -216,12 +245,12 @@ class TwhinConfig(BaseConfig):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
     warm_start: Path | None = None
-    translation_optimizer: OptimizerConfig = _adagrad(0.1)
+    translation_optimizer: _Optimizer = _adagrad(0.1)
     batch_size: int = Field(default=4096, gt=0)
     chunk_size: int = Field(default=128, gt=0)
     epochs: float = Field(default=12.0, gt=0)
     validation_fraction: float = Field(default=0.02, ge=0, lt=1)
-    training: TrainingConfig = TrainingConfig(num_steps=None, log_every=50, evaluate_every=250, checkpoint_every=500)
+    training: TwhinTraining = TwhinTraining()
 
     @property
     def node_types(self) -> tuple[str, ...]:
@@ -236,6 +265,10 @@ class TwhinConfig(BaseConfig):
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         _require_unique("relations", [relation.name for relation in self.relations])
+        for table in self.embeddings.tables:
+            if table.embedding_dim not in (None, self.embedding_dim):
+                found = f"the embedding_dim {table.embedding_dim} of {table.name}"
+                raise ValueError(f"embeddings.tables: found {found}, allowed is the model's, {self.embedding_dim}")
         operators = {self.operator, *(relation.operator for relation in self.relations)}
         if "complex_diagonal" in operators and self.embedding_dim % 2:
             raise ValueError(

@@ -25,7 +25,6 @@ import pyarrow.parquet as pq
 from tml.core.errors import ConfigError, DataError
 from tml.core.files import whole_file, whole_folder, write_json
 from tml.projects.twhin.config import RelationConfig, TwhinConfig
-from tml.projects.twhin.edges import Rows
 from tml.projects.twhin.graph import Graph, read_graph
 from tml.projects.twhin.known import KnownEdges
 
@@ -109,12 +108,6 @@ def extract_new_edges(
     with whole_file(path / "test.parquet") as partial:
         pq.write_table(edges, partial)
     return len(edges)
-
-
-def _rows(ids: pa.ChunkedArray, graph: Graph, node: str) -> Rows:
-    """The rows of ids, -1 where the graph lacks one."""
-    vocabulary = graph.vocabularies[node]
-    return np.asarray(pc.index_in(ids.cast(vocabulary.type), vocabulary).fill_null(-1), np.int64)
 
 
 def hold_out(graph: Graph, fraction: float, rng: np.random.Generator) -> tuple[Graph, Graph]:

@@ -1,8 +1,7 @@
 """Edges by their ids, as people have them: three columns, head, relation and tail.
 
-Parquet and CSV name their columns `head`, `relation`, `tail` (or `lhs`, `rel`, `rhs`, or `source`, `type`, `target`),
-and may have more, which are left alone. Text of three columns without such a heading, and always `.tsv` and `.txt`
-with tabs, is read by position, as knowledge graphs are published. A text file may be compressed (`.gz`, `.zst`).
+Parquet names its columns `head`, `relation`, `tail` (or `lhs`, `rel`, `rhs`, or `source`, `type`, `target`), and may
+have more, which are left alone. Text is as `text_layout.py` says: with such a heading, or three columns in this order.
 """
 
 from collections.abc import Iterator
@@ -13,8 +12,9 @@ import duckdb
 import pyarrow as pa
 
 from tml.core.errors import DataError
+from tml.data.tables import literal
+from tml.projects.twhin.text_layout import ENDS, HEADINGS, explained, text_layout
 
-HEADINGS = (("head", "relation", "tail"), ("lhs", "rel", "rhs"), ("source", "type", "target"))
 BLOCK = 65_536
 """Edges that are read at a time."""
 
@@ -48,44 +48,36 @@ def read_edges(path: Path) -> Iterator[NamedEdges]:
             reader = relation.to_arrow_reader(BLOCK)
             rows = 0
             for batch in reader:
-                for name, column in zip(("head", "relation", "tail"), batch.columns, strict=True):
+                for name, column in zip(ENDS, batch.columns, strict=True):
+                    if not (pa.types.is_integer(column.type) or pa.types.is_string(_plain(column.type))):
+                        raise DataError(f"{path}: {name} is {column.type}, allowed are integers and strings")
                     if column.null_count:
                         raise DataError(f"{path}: {name} is missing in an edge after row {rows}, allowed are none")
                 rows += len(batch)
                 yield NamedEdges(*batch.columns)
         except duckdb.Error as error:
-            raise DataError(f"{path}: cannot be read as edges ({str(error).splitlines()[0]})") from None
+            raise DataError(f"{path}: cannot be read as edges ({explained(error)})") from None
     if not rows:
         raise DataError(f"{path}: found no edge, allowed is at least one")
 
 
 def _sql(connection: duckdb.DuckDBPyConnection, path: Path) -> str:
-    name = str(path).replace("'", "''")
     kinds = [suffix for suffix in path.suffixes if suffix not in (".gz", ".zst")]
     kind = kinds[-1] if kinds else ""
-    if kind == ".parquet":
-        source, named = f"read_parquet('{name}')", True
-    elif kind in (".tsv", ".txt", ".csv"):
-        separator = "," if kind == ".csv" else "\\t"
-        options = f"delim = E'{separator}', header = false, all_varchar = true, nullstr = ''"
-        source, named = f"read_csv('{name}', {options})", False
-    else:
+    if kind in (".tsv", ".txt", ".csv"):
+        return text_layout(path, ENDS, (3,)).sql(ENDS)
+    if kind != ".parquet":
         raise DataError(f"{path}: found the ending {kind or 'none'}, allowed are .tsv, .txt, .csv and .parquet")
-    connection.execute(f"FROM {source} LIMIT 1")
-    columns = [column[0] for column in connection.description or ()]
-    row = [str(value) for row in connection.fetchall() for value in row]
-    first = columns if named else row
+    source = f"read_parquet({literal(str(path))})"
+    columns = [column[0] for column in connection.execute(f"FROM {source} LIMIT 0").description or ()]
     for heading in HEADINGS:
-        if set(heading) <= set(first):
-            chosen = [columns[first.index(name)] for name in heading]
-            skip = "" if named else " OFFSET 1"
-            return f"SELECT {', '.join(map(_quoted, chosen))} FROM {source}{skip}"
-    if named or len(columns) != 3:
-        found = ", ".join(first) if named else f"{len(columns)} columns"
-        raise DataError(
-            f"{path}: found {found or 'nothing'}, allowed are three columns or the headings head, relation, tail"
-        )
-    return f"FROM {source}"
+        if set(heading) <= set(columns):
+            return f"SELECT {', '.join(map(_quoted, heading))} FROM {source}"
+    raise DataError(f"{path}: found the columns {', '.join(columns)}, allowed are {', '.join(ENDS)}")
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def _quoted(name: str) -> str:

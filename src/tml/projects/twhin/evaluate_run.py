@@ -96,7 +96,8 @@ def evaluate_run(
         DataError: there are no vectors, no graph, or no such edges, or graph and vectors do not fit.
     """
     vectors = load_vectors(path)
-    beside = vectors.folder.parent / "graph"
+    place = vectors.run or vectors.folder
+    beside = place / "graph"
     if graph is None and not beside.exists():
         raise DataError(f"{path}: found no graph beside the vectors, allowed is one named with --graph")
     folder = GraphFolder(graph or beside)
@@ -107,6 +108,6 @@ def evaluate_run(
     splits: tuple[Split, ...] = ("train", "validation", "test")
     graphs = {name: folder.read(name) for name in splits if folder.has(name)}
     result = evaluate_graph(TrainedScorer(vectors, graphs["train"]), graphs, config.model_copy(update={"split": split}))
-    out = (vectors.folder.parent if beside.exists() else vectors.folder) / f"evaluation-{split}.json"
+    out = place / f"evaluation-{split}.json"
     write_json(out, {"vectors": str(vectors.folder), "graph": str(folder.path), **result})
     return result, out

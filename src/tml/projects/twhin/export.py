@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tml.core.files import whole_folder, write_json
+from tml.core.files import require_replaceable, whole_folder, write_json
 from tml.embeddings.engine import TableEngine
 from tml.embeddings.files import Vectors, write_blocks
 from tml.projects.twhin.graph import Graph, Relation
@@ -50,7 +50,13 @@ def read_along(model: TwhinModel, graph: Graph) -> None:
 
 
 def export_vectors(vectors: TrainedVectors, out: Path, format_: Format) -> None:
-    """Write trained vectors into the folder `out` in another format or place, whole or not at all."""
+    """Write trained vectors into the folder `out` in another format or place, whole or not at all.
+
+    Raises:
+        UserError: there is something else than older vectors.
+    """
+    names = ("relations.json", "*.parquet", "*.npy", "evaluation-*.json")
+    require_replaceable(out, names, marker="relations.json")
     with whole_folder(out) as folder:
         for node in vectors.node_types:
             table = vectors.table(node)

@@ -15,7 +15,9 @@ import torch
 
 from tml.core.errors import DataError
 from tml.embeddings.files import Embeddings, read_embeddings
+from tml.embeddings.local import TYPES
 from tml.projects.twhin.config import TwhinConfig
+from tml.projects.twhin.graph import read_ids
 from tml.projects.twhin.model import TwhinModel
 from tml.projects.twhin.vectors import TrainedVectors, load_vectors
 
@@ -35,6 +37,9 @@ def load_first_vectors(model: TwhinModel, vocabularies: Mapping[str, pa.Array], 
         raise DataError(f"{older.folder}: found vectors of width {older.dim}, allowed is {model.embeddings.dim}")
     found: dict[str, int] = {}
     for node, ids in vocabularies.items():
+        vocab = config.embeddings.table(node).vocab
+        if vocab is not None and not _equal(read_ids(vocab), ids):
+            raise DataError(f"{vocab}: found other ids than the graph's of {node}, allowed are those in their order")
         path = config.embeddings.table(node).pretrained
         if path is not None:
             found[node] = _put(model, node, ids, read_embeddings(path, model.embeddings.dim), str(path))
@@ -48,13 +53,27 @@ def load_first_vectors(model: TwhinModel, vocabularies: Mapping[str, pa.Array], 
 def _put(model: TwhinModel, node: str, ids: pa.Array, table: Embeddings, where: str) -> int:
     if pa.types.is_integer(table.ids.type) != pa.types.is_integer(ids.type):
         raise DataError(f"{where}: found ids of type {table.ids.type}, allowed are those of {node}, {ids.type}")
-    at = np.asarray(pc.index_in(ids.cast(table.ids.type), table.ids).fill_null(-1), np.int64)
+    at = table.rows(ids) if pa.types.is_integer(ids.type) else _rows_of_names(ids, table.ids)
     rows: npt.NDArray[np.int64] = np.flatnonzero(at >= 0)
     if not len(rows):
         raise DataError(f"{where}: found none of the {len(ids):,} ids of {node}, allowed is a file with some of them")
     vectors = torch.from_numpy(np.array(table.vectors[at[rows]]))
+    kind = model.config.embeddings.table(node).data_type
+    if not bool(vectors.to(TYPES[kind]).isfinite().all()):
+        largest = float(vectors.abs().max())
+        raise DataError(f"{where}: found the number {largest:g}, allowed in tables of {kind} are smaller ones")
     model.embeddings.write(node, torch.from_numpy(rows).to(model.device), vectors.to(model.device))
     return len(rows)
+
+
+def _equal(some: pa.Array, others: pa.Array) -> bool:
+    integers = pa.types.is_integer(some.type) and pa.types.is_integer(others.type)
+    return np.array_equal(some.to_numpy(), others.to_numpy()) if integers else bool(some.equals(others))
+
+
+def _rows_of_names(names: pa.Array, among: pa.Array) -> npt.NDArray[np.int64]:
+    """The rows of names, -1 where they are not there; one pass, where a table would make an index to ask again."""
+    return np.asarray(pc.index_in(names.cast(among.type), among).fill_null(-1), np.int64)
 
 
 @torch.no_grad()

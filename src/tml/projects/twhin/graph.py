@@ -35,6 +35,9 @@ Split = Literal["train", "validation", "test"]
 SPLITS: Mapping[str, str] = {"train": "edges", "validation": "validation", "test": "test"}
 """What the edges of a split are called on disk."""
 
+PARTS = ("relations.json", "vocabulary", *(f"{name}{end}" for name in SPLITS.values() for end in (".parquet", "")))
+"""What a graph's folder has in it."""
+
 
 @dataclass(frozen=True)
 class Relation:
@@ -93,6 +96,15 @@ class Graph:
         return len(self.lhs)
 
 
+TYPE_NAMES = "allowed are names of files that do not begin with a dot, but for relations, *.ids and *.interests"
+
+
+def is_type_name(name: str) -> bool:
+    """Whether a node type can be called so: its files are, and must not be others that vectors have beside them."""
+    others = name == "relations" or name.endswith((".ids", ".interests"))
+    return bool(name) and not name.startswith(".") and not set(name) & set("/\\") and not others
+
+
 class GraphFolder:
     """A graph on disk, of which nothing large is read before it is asked for.
 
@@ -129,7 +141,7 @@ class GraphFolder:
             DataError: the file is broken, or an id is null, there twice, or neither integer nor string.
         """
         if node not in self._vocabularies:
-            self._vocabularies[node] = _read_ids(self._vocabulary_path(node))
+            self._vocabularies[node] = read_ids(self._vocabulary_path(node))
         return self._vocabularies[node]
 
     def has(self, split: Split) -> bool:
@@ -160,17 +172,28 @@ class GraphFolder:
             yield reader.read(group)
 
     def edges_by_relation(self, split: Split = "train") -> Rows:
-        """The number of edges of each relation, (relations,) int64, by one pass over all edges.
+        """The number of edges of each relation, (relations,) int64, by one pass; pairs that are none do not count.
 
         Raises:
             DataError: as `stream`; or edges to learn from lack a relation.
         """
         counts = np.zeros(len(self.relations), np.int64)
         for edges in self.stream(split):
-            counts += np.bincount(edges.rel, minlength=len(counts))
+            counts += self._by_relation(edges)
         if split == "train":
-            _require_edges(self._files(split)[0], self.relations, counts)
+            self.require_edges(counts)
         return counts
+
+    def require_edges(self, counts: Rows) -> None:
+        """Refuse edges to learn from that lack a relation, given their number by relation."""
+        empty = [relation.name for relation, count in zip(self.relations, counts, strict=True) if not count]
+        if empty:
+            file = self._files("train")[0]
+            raise DataError(f"{file}: found no edge of the relation {empty[0]!r}, allowed are relations with edges")
+
+    def _by_relation(self, edges: Edges) -> Rows:
+        rel = edges.rel if edges.label is None else edges.rel[edges.label]
+        return np.bincount(rel, minlength=len(self.relations))
 
     def nodes(self) -> Graph:
         """The graph without its edges."""
@@ -195,7 +218,7 @@ class GraphFolder:
         reader = self._reader(split)
         edges = Edges.concatenate([reader.read(group) for group in reader.row_groups])
         if split == "train":
-            _require_edges(self._files(split)[0], self.relations, np.bincount(edges.rel, minlength=len(self.relations)))
+            self.require_edges(self._by_relation(edges))
         vocabularies = {node: self.vocabulary(node) for node in node_types(self.relations)}
         columns = {field.name: getattr(edges, field.name) for field in fields(Edges)}
         return Graph(self.relations, vocabularies, **columns)
@@ -234,7 +257,9 @@ def read_graph(path: Path, split: Split = "train") -> Graph:
 def graph_digest(path: Path) -> str:
     """A digest of the content of a graph's folder, by which a training knows its graph again."""
     digest = hashlib.sha256()
-    for file in sorted(file for file in path.rglob("*") if file.suffix in (".json", ".parquet") and file.is_file()):
+    # Nothing else counts: a folder may have come to hold what was learnt from the graph.
+    files = [file for part in PARTS for file in ((path / part).rglob("*") if (path / part).is_dir() else [path / part])]
+    for file in sorted(file for file in files if file.suffix in (".json", ".parquet") and file.is_file()):
         with file.open("rb") as opened:
             content = hashlib.file_digest(opened, "sha256").hexdigest()
         digest.update(f"{file.relative_to(path)} {content}\n".encode())
@@ -262,6 +287,9 @@ def _read_relations(path: Path) -> tuple[Relation, ...]:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{path}: found the relation {twice!r} twice, allowed is each name once")
+    odd = next((e[end] for e in entries for end in ("head", "tail") if not is_type_name(e[end])), None)
+    if odd is not None:
+        raise DataError(f"{path}: found the node type {odd!r}, {TYPE_NAMES}")
     return tuple(Relation(**entry) for entry in entries)
 
 
@@ -277,12 +305,6 @@ def _require_declared(path: Path, relations: Sequence[Relation]) -> None:
                 )
 
 
-def _require_edges(path: Path, relations: Sequence[Relation], counts: Rows) -> None:
-    empty = [relation.name for relation, count in zip(relations, counts, strict=True) if not count]
-    if empty:
-        raise DataError(f"{path}: found no edge of the relation {empty[0]!r}, allowed are relations with edges")
-
-
 def _rows(path: Path) -> int:
     try:
         return cast(int, pq.read_metadata(path).num_rows)
@@ -290,7 +312,8 @@ def _rows(path: Path) -> int:
         raise DataError(f"{path}: not a readable Parquet file ({first_line(error)})") from None
 
 
-def _read_ids(path: Path) -> pa.Array:
+def read_ids(path: Path) -> pa.Array:
+    """The ids of a vocabulary; see `GraphFolder.vocabulary`."""
     try:
         table = pq.read_table(path)
     except BROKEN as error:

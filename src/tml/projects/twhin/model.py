@@ -169,6 +169,11 @@ def require_fit(config: TwhinConfig, relations: Sequence[Relation], sizes: Mappi
         if table.name not in sizes:
             allowed = ", ".join(sizes)
             raise ConfigError(f"embeddings.tables: found {table.name!r}, allowed are the graph's node types: {allowed}")
+        if table.num_embeddings not in (None, sizes[table.name]):
+            raise ConfigError(
+                f"embeddings.tables: found {table.num_embeddings:,} as num_embeddings of {table.name}, allowed is the "
+                f"graph's number of its nodes, {sizes[table.name]:,}"
+            )
     ends = {relation.name: (relation.head, relation.tail) for relation in relations}
     for own in config.relations:
         if own.source is None and own.name not in ends:

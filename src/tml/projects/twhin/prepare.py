@@ -15,16 +15,16 @@ from typing import Any, Literal
 import duckdb
 
 from tml.core.errors import DataError
-from tml.core.files import whole_folder, write_json
+from tml.core.files import require_replaceable, whole_folder, write_json
 from tml.data.faults import first_line
 from tml.data.tables import literal
-from tml.projects.twhin.graph import SPLITS, Split
+from tml.projects.twhin.graph import PARTS, SPLITS, TYPE_NAMES, Split, is_type_name
 from tml.projects.twhin.triples import EXTRAS, read_triples, require_columns, triple_files
 
 MEMORY = "2GB"
 ROW_GROUP = 1 << 18
 ONE_TYPE = "node"
-INTEGER = "0|-?[1-9][0-9]{0,17}"
+INTEGER = "0|-?[1-9][0-9]{0,18}"
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,12 @@ def prepare_triples(
 
     Raises:
         ConfigError: the columns are none.
+        UserError: `out` has something else than an older graph in it.
         DataError: a file that is missing or not as it should be, a relation without types or without an edge, a weight,
             time or label that is none, an unknown node.
     """
     require_columns(columns)
+    require_replaceable(out, PARTS, marker="relations.json")
     sources: dict[Split, tuple[Path, ...]] = {"train": triple_files(train)}
     for split, source in (("validation", validation), ("test", test)):
         if source is not None:
@@ -124,9 +126,10 @@ class _Preparing:
         twice = self._first("SELECT relation FROM types GROUP BY relation HAVING count(*) > 1 ORDER BY 1")
         if twice is not None:
             raise DataError(f"{types}: found the relation {twice!r} twice, allowed is each name once")
-        odd = self._first("SELECT v FROM (SELECT head AS v FROM types UNION SELECT tail FROM types) WHERE v LIKE '%/%'")
+        found = self.connection.execute("SELECT head FROM types UNION SELECT tail FROM types ORDER BY 1").fetchall()
+        odd = next((name for (name,) in found if not is_type_name(name)), None)
         if odd is not None:
-            raise DataError(f"{types}: found the type {odd!r}, allowed are names that a file can have")
+            raise DataError(f"{types}: found the node type {odd!r}, {TYPE_NAMES}")
         untyped = self._first("SELECT DISTINCT relation FROM raw_train ANTI JOIN types USING (relation) ORDER BY 1")
         if untyped is not None:
             raise DataError(f"{types}: found no types of the relation {untyped!r}, allowed is a line for each relation")
@@ -158,7 +161,8 @@ class _Preparing:
     def _orders(self) -> dict[str, str]:
         """Type of node → its id as SQL: an integer where every id is one."""
         found = self.connection.execute(
-            f"SELECT type, bool_and(regexp_full_match(id, '{INTEGER}')) FROM ids GROUP BY type ORDER BY type"
+            f"SELECT type, bool_and(regexp_full_match(id, '{INTEGER}') AND TRY_CAST(id AS BIGINT) IS NOT NULL) "
+            "FROM ids GROUP BY type ORDER BY type"
         ).fetchall()
         return {node: "CAST(id AS BIGINT)" if integers else "id" for node, integers in found}
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tml.core.errors import DataError
-from tml.core.files import whole_folder
+from tml.core.files import require_replaceable, whole_folder
 from tml.core.progress import progress
 from tml.embeddings.files import Vectors, write_embeddings
 from tml.embeddings.nearest import Rows
@@ -75,8 +75,9 @@ def project_file(vectors: TrainedVectors, edges: Path, out: Path, seed: int = 0)
     """Make vectors of the nodes in a file of edges that have none, and write them into a folder, `TYPE.parquet` each.
 
     Raises:
-        DataError: as `project_nodes`, or the file is no file of edges.
+        UserError: as `project_nodes`, the file is no file of edges, or the folder has something else in it.
     """
+    require_replaceable(out, [f"{node}.parquet" for node in vectors.node_types])
     parts = list(read_edges(edges))
     columns = [pa.concat_arrays([getattr(p, name) for p in parts]) for name in ("head", "relation", "tail")]
     projected = project_nodes(vectors, NamedEdges(*columns), seed, str(edges))
@@ -98,7 +99,7 @@ def project_nodes(vectors: TrainedVectors, edges: NamedEdges, seed: int = 0, whe
     Raises:
         DataError: a relation is unknown, no node is new, or a new node has no edge to a known one.
     """
-    found, ids = _new_edges(vectors, edges)
+    found, ids = _new_edges(vectors, edges, where)
     if not ids:
         raise DataError(f"{where}: found no new node, allowed are edges of nodes that {vectors.folder} lacks")
     results = []
@@ -117,7 +118,9 @@ def project_nodes(vectors: TrainedVectors, edges: NamedEdges, seed: int = 0, whe
     return results
 
 
-def _new_edges(vectors: TrainedVectors, edges: NamedEdges) -> tuple[dict[str, list[NewEdges]], dict[str, pa.Array]]:
+def _new_edges(
+    vectors: TrainedVectors, edges: NamedEdges, where: str
+) -> tuple[dict[str, list[NewEdges]], dict[str, pa.Array]]:
     """The edges by the type of their new end, and the ids of new nodes by type."""
     read = []
     strange: dict[str, list[pa.Array]] = {}
@@ -130,7 +133,7 @@ def _new_edges(vectors: TrainedVectors, edges: NamedEdges) -> tuple[dict[str, li
         read.append((number, heads, head_rows, tails, tail_rows))
         for node, of_end, rows in ((ends.head, heads, head_rows), (ends.tail, tails, tail_rows)):
             if (rows < 0).any():
-                strange.setdefault(node, []).append(_as_ids(vectors, node, of_end.filter(pa.array(rows < 0))))
+                strange.setdefault(node, []).append(_as_ids(vectors, node, of_end.filter(pa.array(rows < 0)), where))
     ids = {node: pc.unique(pa.concat_arrays(parts)).sort() for node, parts in strange.items()}
     found: dict[str, list[NewEdges]] = {}
     for number, heads, head_rows, tails, tail_rows in read:
@@ -142,22 +145,22 @@ def _new_edges(vectors: TrainedVectors, edges: NamedEdges) -> tuple[dict[str, li
         for side, node, of_end, rows, other, known in sides:
             use = np.flatnonzero((rows < 0) & (known >= 0))
             if len(use):
-                new = pc.index_in(_as_ids(vectors, node, of_end.take(pa.array(use))), ids[node])
+                new = pc.index_in(_as_ids(vectors, node, of_end.take(pa.array(use)), where), ids[node])
                 found.setdefault(node, []).append(
                     NewEdges(number, side, other, new.to_numpy().astype(np.int64), known[use])
                 )
     return found, ids
 
 
-def _as_ids(vectors: TrainedVectors, node: str, ids: pa.Array) -> pa.Array:
+def _as_ids(vectors: TrainedVectors, node: str, ids: pa.Array, where: str) -> pa.Array:
     """Ids of new nodes in the type of those that the table has."""
-    try:
-        return ids.cast(vectors.table(node).ids.type)
-    except pa.ArrowInvalid:
+    own = vectors.as_ids(node, ids)
+    own = own.cast(pa.int64()) if pa.types.is_integer(own.type) else own
+    if own.null_count:
+        odd = ids.filter(own.is_null())[0].as_py()
         kind = vectors.table(node).ids.type
-        raise DataError(
-            f"edges: found a {node} that is no {kind}, allowed are ids as {vectors.folder} has them"
-        ) from None
+        raise DataError(f"{where}: found the {node} {odd!r}, allowed are {kind}, as {vectors.folder} has them")
+    return own
 
 
 def _solve(vectors: TrainedVectors, node: str, parts: Sequence[NewEdges], counts: Rows, seed: int) -> Vectors:

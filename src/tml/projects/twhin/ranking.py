@@ -27,6 +27,8 @@ from tml.projects.twhin.operators import Side
 
 BLOCK_SCORES = 1 << 22
 """Scores that are looked at together: few enough to stay in a processor's cache."""
+LARGEST = 1e38
+"""Of scores: float32 ends not far above."""
 EXACT = 1 << 24
 """Up to here float32 counts exactly."""
 
@@ -103,10 +105,12 @@ def rank_among_all(
     with torch.inference_mode():
         candidates = _finite(scorer.candidates(relation, side, None))
         size = max(16, BLOCK_SCORES // len(candidates))
+        largest = _largest(candidates)
         parts = []
         for start in range(0, len(ends), size):
             own, true = ends[start : start + size], targets[start : start + size]
             queries = _finite(scorer.queries(relation, side, torch.from_numpy(own).to(scorer.device)))
+            _require_small(_largest(queries) * largest * queries.shape[1])
             parts.append(_count(scorer.compare(queries, candidates), own, true, known))
             done(len(own))
     return Ranks.concatenate(parts)
@@ -146,6 +150,7 @@ def rank_among_drawn(
             queries = _finite(scorer.queries(relation, side, torch.from_numpy(own[:, 0]).to(scorer.device)))
             flat = torch.from_numpy(rows.reshape(-1)).to(scorer.device)
             candidates = _finite(scorer.candidates(relation, side, flat)).view(*rows.shape, -1)
+            _require_small(_largest(queries) * _largest(candidates) * dimension)
             scores = scorer.compare(queries.unsqueeze(1), candidates).squeeze(1)
             competes = torch.from_numpy(counts).to(scorer.device)
             above, equal = (scores > scores[:, :1]) & competes, (scores == scores[:, :1]) & competes
@@ -180,6 +185,16 @@ def _total(compare: Callable[..., Tensor], scores: Tensor, own: Tensor) -> Rows:
 
 def _sums(values: Tensor) -> Rows:
     return values.sum(1).cpu().numpy()
+
+
+def _largest(vectors: Tensor) -> float:
+    return float(torch.linalg.vector_norm(vectors, torch.inf)) if vectors.numel() else 0.0
+
+
+def _require_small(most: float) -> None:
+    """Refuse vectors whose scores may be too large for a float32: what is not a number would rank anyhow."""
+    if most > LARGEST:
+        raise DataError(f"embeddings: found vectors whose scores may be {most:.1g}, allowed is up to {LARGEST:.1g}")
 
 
 def _finite(vectors: Tensor) -> Tensor:

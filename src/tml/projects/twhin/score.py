@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 
 from tml.core.files import whole_file
 from tml.projects.twhin.edge_files import NamedEdges, read_edges
@@ -56,7 +57,8 @@ def score_file(vectors: TrainedVectors, edges: Path, out: Path, unknown: Unknown
             scores = score_edges(vectors, block, unknown, str(edges))
             values = [block.head, block.relation.cast(pa.string()), block.tail, _nullable(scores)]
             if len(schema) == 5:
-                values.append(_nullable(1 / (1 + np.exp(-scores / vectors.objective.temperature))))
+                logits = torch.from_numpy(scores) / vectors.objective.temperature
+                values.append(_nullable(torch.sigmoid(logits).numpy()))
             writer.write_table(pa.table(values, schema=schema))
             total, missing = total + len(block), missing + int(np.isnan(scores).sum())
     return Scored(total - missing, missing)

@@ -23,7 +23,7 @@ import torch
 from torch import distributed, nn
 
 from tml.core.distributed import gathered, is_first_rank, pick_device, ranks, unwrap
-from tml.core.errors import ConfigError
+from tml.core.errors import ConfigError, DataError
 from tml.core.training import TrainingConfig, TrainResult, TrainState, resume, train
 from tml.embeddings.partitioned import PartitionedTables
 from tml.embeddings.partitions import Partitions, cut_tables
@@ -77,8 +77,9 @@ def train_on_graph(path: Path, config: TwhinConfig, out: Path, seed: int, finger
         fingerprint: of everything the training depends on; checkpoints of another are not resumed.
 
     Raises:
-        DataError: the folder is no graph, or a relation has no edge.
+        DataError: the folder is no graph, a relation has no edge, or `out` holds another graph.
     """
+    _require_own(path, out)
     if distributed.is_initialized():
         return _train_on_ranks(GraphFolder(path), config, out, seed, fingerprint)
     cut = _partitions(config, GraphFolder(path))
@@ -88,14 +89,15 @@ def train_on_graph(path: Path, config: TwhinConfig, out: Path, seed: int, finger
     if GraphFolder(path).has("validation"):
         kept, held_out = graph, read_graph(path, "validation").edges_alone()
     else:
-        kept, held_out = hold_out(graph, config.validation_fraction, np.random.default_rng([seed, 1]))
+        rng = np.random.default_rng([seed, 1])
+        kept, held_out = hold_out(graph.edges_alone(), config.validation_fraction, rng)
     model = TwhinModel(graph.sizes, graph.relations, config, torch.Generator().manual_seed(seed))
     batches = EdgeBatches(kept, config, seed)
     batches_per_step = config.training.accumulate_batches
     steps = config.training.num_steps or max(1, round(config.epochs * batches.batches_per_epoch / batches_per_step))
     training = config.training.model_copy(update={"num_steps": steps})
     evaluate = _evaluator(kept, held_out, seed) if len(held_out) else None
-    result = _train(model.to(_device()), batches, training, graph.vocabularies, evaluate, out, fingerprint)
+    result = _train(model.to(_device()), batches, training, graph.vocabularies, evaluate, out, seed, fingerprint)
     print(_summary(graph, len(kept), len(held_out), result.metrics), file=sys.stderr)
     export_embeddings(model, graph, out / "embeddings")
     _link(path, out)
@@ -126,7 +128,7 @@ def _train_in_partitions(
         edges = folder.read("validation").edges_alone()
         evaluate, held_out = _evaluator(folder, edges, seed), len(edges)
     graph = folder.nodes()
-    result = _train(model.to(_device()), batches, training, graph.vocabularies, evaluate, out, fingerprint)
+    result = _train(model.to(_device()), batches, training, graph.vocabularies, evaluate, out, seed, fingerprint)
     print(_summary(graph, len(batches.buckets), held_out, result.metrics), file=sys.stderr)
     export_embeddings(model, graph, out / "embeddings")
     _link(folder.path, out)
@@ -137,6 +139,7 @@ def _train_on_ranks(folder: GraphFolder, config: TwhinConfig, out: Path, seed: i
     """The same for tables over the processes of a group, each of which reads its part of the edges."""
     if config.embeddings.memory is not None:
         raise ConfigError(f"embeddings.memory: found {config.embeddings.memory!r}, allowed under torchrun is null")
+    folder.edges_by_relation()
     device = _device()
     generator = torch.Generator(device).manual_seed(seed)
     model = TwhinModel(folder.sizes, folder.relations, config, generator, ShardedTables)
@@ -152,7 +155,7 @@ def _train_on_ranks(folder: GraphFolder, config: TwhinConfig, out: Path, seed: i
         edges = folder.read("validation").edges_alone()
         evaluate, held_out = _evaluator(folder, edges, seed), len(edges)
     graph, edges_here = folder.nodes(), len(batches.graph) if isinstance(batches.graph, Graph) else 0
-    result = _train(shard_model(model, config), batches, training, graph.vocabularies, evaluate, out, fingerprint)
+    result = _train(shard_model(model, config), batches, training, graph.vocabularies, evaluate, out, seed, fingerprint)
     kept = sum(gathered(edges_here))
     if is_first_rank():
         print(_summary(graph, kept, held_out, result.metrics), file=sys.stderr)
@@ -170,20 +173,32 @@ def _train(
     vocabularies: Mapping[str, pa.Array],
     evaluate: Callable[[nn.Module], Mapping[str, float]] | None,
     out: Path,
+    seed: int,
     fingerprint: str,
 ) -> TrainResult:
     bare = unwrap(model)
     assert isinstance(bare, TwhinModel)
     optimizer, scheduler = build_optimizer(model, bare.config)
+    # Dropout and the rounding of narrow tables draw from torch's own state; ranks differ.
+    torch.manual_seed(seed + ranks().rank)
     state = TrainState(model, optimizer, scheduler, batches)
     if not resume(state, out, fingerprint):
         load_first_vectors(bare, vocabularies, bare.config)
     return train(state, training, out, evaluate, label="train TwHIN", fingerprint=fingerprint)
 
 
+def _require_own(graph: Path, out: Path) -> None:
+    """Refuse a run folder that holds a graph of its own, unless it is trained on: evaluation looks there."""
+    beside = out / "graph"
+    if beside.exists() and not beside.is_symlink() and beside.resolve() != graph.resolve():
+        raise DataError(f"{beside}: found another graph than {graph}, allowed is a run folder without one")
+
+
 def _link(graph: Path, out: Path) -> None:
-    if not (out / "graph").exists():
-        (out / "graph").symlink_to(graph.resolve(), target_is_directory=True)
+    beside = out / "graph"
+    if beside.resolve() != graph.resolve():
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(graph.resolve(), target_is_directory=True)
 
 
 def _device() -> torch.device:

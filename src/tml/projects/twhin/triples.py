@@ -1,28 +1,24 @@
 """Triples as people keep them: text of three columns, or Parquet, one file or many, read into DuckDB as they stand.
 
-Text has no header line and no quotes: fields are separated by tabs, or where the first line has none by spaces or
-commas; it may be gzip or zstd. The columns are `head`, `relation`, `tail` in the order that the caller says, and may be
-followed by a `weight`, a `time` and a `label` that some files may lack. Parquet has columns of these names, or `lhs`,
-`rel` and `rhs` for the first three.
+Text is as `text_layout.py` says. Its columns are named by a heading, or else are `head`, `relation`, `tail` in the
+order that the caller says, and may be followed by a `weight`, a `time` and a `label` that some files may lack. Parquet
+has columns of these names, or `lhs`, `rel` and `rhs` for the first three.
 """
 
-import gzip
 from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tml.core.errors import ConfigError, DataError
 from tml.data.faults import first_line
 from tml.data.readers.parquet import BROKEN
 from tml.data.tables import literal
+from tml.projects.twhin.text_layout import ENDS, explained, text_layout
 
-ENDS = ("head", "relation", "tail")
 EXTRAS = ("weight", "time", "label")
 PARQUET_NAMES = {"head": "lhs", "relation": "rel", "tail": "rhs"}
-SEPARATORS = {"\t": "tabs", " ": "spaces", ",": "commas"}
 ENDINGS = (".tsv", ".txt", ".csv", ".parquet")
 COMPRESSIONS = ("", ".gz", ".zst")
 
@@ -77,8 +73,8 @@ def read_triples(
             select = _parquet_select(file) if file.name.endswith(".parquet") else _text_select(file, columns)
             connection.execute(f"INSERT INTO {table} BY NAME {select}")
         except duckdb.Error as error:
-            raise DataError(f"{file}: not readable as triples ({first_line(error)})") from None
-        empty = " OR ".join(f"{name} IS NULL" for name in ENDS)
+            raise DataError(f"{file}: not readable as triples ({explained(error)})") from None
+        empty = " OR ".join(f"coalesce({name}, '') = ''" for name in ENDS)
         found = connection.execute(f"SELECT count(*) FROM {table} WHERE {empty}").fetchone()
         if found and found[0]:
             raise DataError(f"{file}: found {found[0]} rows with an empty head, relation or tail, allowed are none")
@@ -92,45 +88,7 @@ def _is_table(file: Path) -> bool:
 
 
 def _text_select(file: Path, columns: Sequence[str]) -> str:
-    separator, count = _layout(file, columns)
-    typed = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in columns[:count])
-    return (
-        f"SELECT * FROM read_csv({literal(str(file))}, header=false, auto_detect=false, delim={literal(separator)}, "
-        f"quote='', escape='', columns={{{typed}}}{_compression(file)})"
-    )
-
-
-def _layout(file: Path, columns: Sequence[str]) -> tuple[str, int]:
-    """The separator of a text file and its number of columns, by its first line."""
-    line = _first_line(file)
-    for separator in SEPARATORS:
-        count = line.count(separator) + 1
-        if 3 <= count <= len(columns):
-            return separator, count
-    shown = line if len(line) <= 60 else f"{line[:57]}..."
-    allowed = " and ".join({str(number): None for number in (3, len(columns))})
-    raise DataError(
-        f"{file}: the first line is {shown!r}, allowed are {allowed} columns ({', '.join(columns)}) separated by "
-        f"{', '.join(SEPARATORS.values())}"
-    )
-
-
-def _first_line(file: Path) -> str:
-    try:
-        if file.name.endswith(".zst"):
-            with pa.input_stream(file, compression="zstd") as stream:
-                head = stream.read(1 << 16)
-        else:
-            with gzip.open(file) if file.name.endswith(".gz") else file.open("rb") as opened:
-                head = opened.readline(1 << 16)
-        return str(head.split(b"\n")[0].decode()).rstrip("\r")
-    except (OSError, EOFError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise DataError(f"{file}: not readable as text ({first_line(error)})") from None
-
-
-def _compression(file: Path) -> str:
-    kind = "gzip" if file.name.endswith(".gz") else "zstd" if file.name.endswith(".zst") else "none"
-    return f", compression='{kind}'"
+    return text_layout(file, columns, range(3, len(columns) + 1), EXTRAS).sql(columns)
 
 
 def _parquet_select(file: Path) -> str:

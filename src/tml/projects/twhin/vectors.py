@@ -13,11 +13,12 @@ of `operators.Operators`. For TwHIN as published `relations.parquet` has one row
 head.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -68,6 +69,11 @@ class TrainedVectors:
     relations: tuple[Relation, ...]
     operators: Operators
     _tables: dict[str, Embeddings] = field(default_factory=dict, repr=False)
+
+    @property
+    def run(self) -> Path | None:
+        """The folder of the training that the vectors are in as it left them; None where they stand alone."""
+        return self.folder.parent if self.folder.name == "embeddings" else None
 
     @cached_property
     def node_types(self) -> tuple[str, ...]:
@@ -120,13 +126,14 @@ class TrainedVectors:
 
     def find(self, node: str, ids: pa.Array | Sequence[Any]) -> Rows:
         """The same, -1 for an id that is unknown or null."""
-        table = self.table(node)
+        return self.table(node).rows(self.as_ids(node, ids))
+
+    def as_ids(self, node: str, ids: pa.Array | Sequence[Any]) -> pa.Array:
+        """Ids as text or as integers, as those of a node type are; null where one is no integer."""
         wanted = ids if isinstance(ids, pa.Array) else pa.array(ids)
-        if not pa.types.is_integer(table.ids.type):
-            return table.rows(wanted.cast(pa.string()))
-        if pa.types.is_integer(wanted.type):
-            return table.rows(wanted)
-        return table.rows(_numbers(wanted))
+        if not pa.types.is_integer(self.table(node).ids.type):
+            return wanted.cast(pa.string())
+        return wanted if pa.types.is_integer(wanted.type) else _numbers(wanted)
 
     def queries(self, relation: int, side: Side, rows: Rows) -> Tensor:
         """What is compared with the candidates of a side: nodes of the other end (n), as (n, dimension)."""
@@ -176,6 +183,8 @@ def load_vectors(path: Path) -> TrainedVectors:
 def _load(folder: Path) -> TrainedVectors:
     try:
         about = read_json(folder / "relations.json")
+        if about["score"] not in get_args(Score):
+            raise ValueError(f"the score {about['score']!r}")
         relations = tuple(Relation(each["name"], each["head"], each["tail"]) for each in about["relations"])
         kinds = [RelationOperator(each["operator"], each["side"]) for each in about["relations"]]
         operators = Operators(kinds, about["dim"], about["reciprocal"]).requires_grad_(False)
@@ -237,4 +246,11 @@ def _read_numpy(path: Path) -> Any:
 def _numbers(ids: pa.Array) -> pa.Array:
     """Text as integers, null where it is none."""
     texts = ids.cast(pa.string()).to_pylist()
-    return pa.array([int(t) if t is not None and t.lstrip("-").isdecimal() else None for t in texts], pa.int64())
+    return pa.array([_number(text) for text in texts], pa.int64())
+
+
+def _number(text: str | None) -> int | None:
+    """A number as it is written, without signs, zeros or spaces that it need not have; None for all else."""
+    if text is None or not re.fullmatch("0|-?[1-9][0-9]{0,18}", text):
+        return None
+    return number if -(1 << 63) <= (number := int(text)) < 1 << 63 else None

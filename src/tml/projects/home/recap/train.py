@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -33,6 +33,10 @@ from tml.projects.home.recap.optimizer import MultiTaskLearningRates, RecapOptim
 class RankerTraining(TrainingConfig):
     """How long to train and what to do on the way; in bfloat16 where that is faster."""
 
+    num_steps: PositiveInt | None = None
+    log_every: PositiveInt = 50
+    evaluate_every: PositiveInt = 200
+    checkpoint_every: PositiveInt = 200
     precision: Precision = "auto"
 
 
@@ -63,7 +67,7 @@ class RecapConfig(BaseConfig):
     embedding_optimizer: OptimizerConfig | None = None
     batch_size: int = Field(512, ge=2)
     epochs: float = Field(2.0, gt=0)
-    training: RankerTraining = RankerTraining(num_steps=None, log_every=50, evaluate_every=200, checkpoint_every=200)
+    training: RankerTraining = RankerTraining()
     pool_bytes: int = Field(POOL_BYTES, ge=1)
     on_error: OnError = "stop"
 
