@@ -1,6 +1,7 @@
 """The whole job on a small simulated log: it ends, it skips what is done, it repeats itself, and it goes on where it
 was stopped."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,12 @@ def test_sampled_negatives_are_left_out_of_training_and_corrected_once(tmp_path:
     models = read_json(tmp_path / "run" / "evaluation.json")["tasks"]["recap.engagement.is_favorited"]["models"]
     for name in ("ranker", "base_rate"):
         assert 0.6 < models[name]["calibration"] < 1.6, name
+    # What is logged on the way is corrected, too.
+    logged = [json.loads(line) for line in (tmp_path / "run" / "recap" / "metrics.jsonl").read_text().splitlines()]
+    rces = [
+        line["validation/rce/recap.engagement.is_favorited"] for line in logged if any("rce" in key for key in line)
+    ]
+    assert rces[-1] == pytest.approx(models["ranker"]["rce"], abs=1e-3)
 
 
 def test_a_run_folder_is_evaluated_compared_and_asked_what_if(run: Path) -> None:

@@ -255,6 +255,19 @@ def _what_examples_depend_on(run: Run) -> list[Any]:
     return [_log_content(run), _tasks(run), config.features.definitions(), config.split, config.seed]
 
 
+def _what_baselines_depend_on(run: Run) -> list[Any]:
+    """Of the ranker only what it reads and which examples count for a task: other rankers share them."""
+    config = run.config
+    counts = {name: task.applies_if for name, task in (config.recap.model.tasks or {}).items() if task.applies_if}
+    return [
+        config.recap.embeddings,
+        config.evaluation.lightgbm,
+        is_installed(),
+        config.seed,
+        *([counts] * bool(counts)),
+    ]
+
+
 STAGES = (
     Stage("simulate", "simulate", (), "log", lambda run: [run.config.simulator, run.config.seed], _simulate),
     Stage(
@@ -286,7 +299,7 @@ STAGES = (
         "recap baselines",
         ("features", "twhin"),
         "baselines/predictions.parquet",
-        lambda run: [run.config.recap.embeddings, run.config.evaluation.lightgbm, is_installed(), run.config.seed],
+        _what_baselines_depend_on,
         _baselines,
     ),
     Stage(

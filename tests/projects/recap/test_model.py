@@ -198,6 +198,12 @@ def test_base_rates_set_where_every_tower_starts() -> None:
     torch.testing.assert_close(p[TASKS[1]], torch.full((32,), 0.9 / 1.6))
 
 
+def test_a_task_without_a_label_that_counts_has_no_base_rate_and_starts_as_it_is() -> None:
+    model = make()
+    model.initialise_biases({TASKS[0]: math.nan, TASKS[1]: 0.3, TASKS[2]: 0.1})
+    assert model(make_batch()).isfinite().all()
+
+
 def test_base_rates_of_other_tasks_are_refused() -> None:
     with pytest.raises(DataError, match="base rates: found is_click which the model lacks and no recap"):
         make().initialise_biases({"is_click": 0.5, **dict.fromkeys(TASKS[1:], 0.1)})

@@ -20,6 +20,7 @@ from tml.data.segdense import SegdenseReader, read_schema
 from tml.data.segdense.columns import SegdenseColumns
 from tml.data.segdense.schema import FeatureNames
 from tml.projects.home.recap.calibration import sampling_ratio
+from tml.projects.home.recap.conditions import labels_that_count
 from tml.projects.home.recap.config import InputShapes, ModelConfig
 from tml.projects.home.recap.model import HeavyRanker
 from tml.projects.home.recap.published_config import PublishedConfig, PublishedData
@@ -126,7 +127,7 @@ class PublishedInputs:
 
         One example that is half positive is added, since few rows may have no positive of a rare task.
         """
-        parts = [labels_that_count(batch, model) for batch in self._first_rows()]
+        parts = [labels_that_count(model.conditions, batch) for batch in self._first_rows()]
         labels = {task: torch.cat([part[task] for part in parts]).double() for task in self.tasks}
         return {task: (float(y.nansum()) + 0.5) / (int(y.isfinite().sum()) + 1) for task, y in labels.items()}
 
@@ -179,14 +180,6 @@ class PublishedReader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a position."""
         self.reader.load_state_dict(state)
-
-
-def labels_that_count(batch: Mapping[str, Tensor], model: HeavyRanker) -> dict[str, Tensor]:
-    """Each task's labels, NaN where the task does not apply."""
-    applies = model.applies(batch)
-    if applies is None:
-        return {task: batch[task] for task in model.tasks}
-    return {task: torch.where(applies[:, i], batch[task], torch.nan) for i, task in enumerate(model.tasks)}
 
 
 def sampling_ratios(data: PublishedData, reader: PublishedReader) -> dict[str, float]:

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from tml.core.distributed import gathered, is_first_rank, unwrap
 from tml.core.progress import progress
 from tml.metrics.binary import BinaryResult
+from tml.projects.home.recap.conditions import labels_that_count
 from tml.projects.home.recap.evaluate import evaluation_table
 from tml.projects.home.recap.model import HeavyRanker, RankerLoss
 from tml.projects.home.recap.published_config import PublishedConfig, PublishedData
-from tml.projects.home.recap.published_data import PublishedInputs, PublishedReader, labels_that_count, sampling_ratios
+from tml.projects.home.recap.published_data import PublishedInputs, PublishedReader, sampling_ratios
 from tml.projects.home.recap.published_segments import SegmentedMetrics
 
 
@@ -81,7 +82,7 @@ class ValidationSets:
             for batch in self._batches(self.inputs.reader(data, epochs=1)):
                 on_device = {feature: values.to(device) for feature, values in batch.items()}
                 said = model.probabilities(on_device, ratios)
-                metrics.update(labels_that_count(on_device, model), said, batch.get("discrete"))
+                metrics.update(labels_that_count(model.conditions, on_device), said, batch.get("discrete"))
                 rows += len(batch["continuous"])
                 bar.advance(1)
                 is_late = time.monotonic() - start > (training.eval_timeout_in_s or math.inf)
