@@ -243,6 +243,11 @@ def test_a_run_folder_is_evaluated_compared_and_asked_what_if(run: Path) -> None
     assert set(evaluation["segments"]) == {"author_size", "viewer_activity", "age", "posts.topic"}
     between = evaluation["tasks"][task]["intervals"]["auc"]
     assert between["low"] < evaluation["tasks"][task]["models"]["ranker"]["auc"] < between["high"]
+    other = run.rename(run.with_name("v1.2"))
+    shutil.copytree(other, run)
+    done = CliRunner().invoke(app, ["recap", "evaluate", str(run), "--against", str(other)])
+    assert done.exit_code == 0, done.stderr
+    assert {path.name for path in (run / "comparisons").glob("v1*")} == {"v1.2.json", "v1.2.png", "v1.2.html"}
     done = CliRunner().invoke(app, ["recap", "what-if", str(run), "--set", "weights.is_favorited=0"])
     assert done.exit_code == 0, done.stderr
     moved = read_json(run / "what_if.json")

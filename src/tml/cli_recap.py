@@ -134,6 +134,8 @@ def recap_schedule(
 
     if out is not None:
         require_format(out)
+    if config is not None and config.is_dir():
+        config = config / "config.yaml"
     name = str(config or "the default job")
     optimizer = load_optimizer(config, set_ or ()) if config else None
     if optimizer is not None:
@@ -194,13 +196,13 @@ def _show_comparison(folder: Path, other: str) -> None:
     from tml.report.comparison import write_comparison_picture
 
     comparison = run_comparison(_load_run(folder), other)
-    name = Path(other).resolve().name if "/" in other else other
-    target = folder / "comparisons" / name
-    write_json(target.with_suffix(".json"), comparison)
-    for suffix in (".html", ".png"):
-        write_comparison_picture(comparison, name, target.with_suffix(suffix))
+    name = Path(other).resolve().name if Path(other).is_dir() else other
+    comparisons = folder / "comparisons"
+    write_json(comparisons / f"{name}.json", comparison)
+    for suffix in ("html", "png"):
+        write_comparison_picture(comparison, name, comparisons / f"{name}.{suffix}")
     _print(comparison_table(comparison, name))
-    print(target.with_suffix(".json"))
+    print(comparisons / f"{name}.json")
 
 
 def show_timeline(folder: Path) -> None:
