@@ -39,6 +39,7 @@ from tml.projects.home.recap.compare import compare
 from tml.projects.home.recap.evaluate import evaluate_predictions, write_evaluation
 from tml.projects.home.recap.evaluate_segments import evaluate_segments
 from tml.projects.home.recap.evaluation_config import EvaluationConfig
+from tml.projects.home.recap.input_config import StratifierConfig
 from tml.projects.home.recap.intervals import order_intervals, task_intervals
 from tml.projects.home.recap.predict import predict, write_predictions
 from tml.projects.home.recap.segments import segment_examples
@@ -195,13 +196,14 @@ def _evaluate(run: Run, _: str) -> None:
     for task, found in task_intervals(run.predictions, tasks, *sure).items():
         evaluation["tasks"][task]["intervals"] = found
     evaluation["ranking"]["against_served"] = order_intervals(predictions, weights, TOP, *sure)
-    evaluation["segments"] = run_segments(run, settings.segments)
+    evaluation["segments"] = run_segments(run, settings.segments, config.recap.model.stratifiers or ())
     write_evaluation(evaluation, run.folder / "evaluation.json")
 
 
-def run_segments(run: Run, names: Sequence[str]) -> dict[str, Any]:
-    """The ranker's figures by the named segments."""
-    segments = segment_examples(run.examples, names, run.config.evaluation.buckets, run.config.recap.on_error)
+def run_segments(run: Run, names: Sequence[str], stratifiers: Sequence[StratifierConfig] = ()) -> dict[str, Any]:
+    """The ranker's figures by the named segments, and by a model's stratifiers."""
+    config = run.config
+    segments = segment_examples(run.examples, names, config.evaluation.buckets, config.recap.on_error, stratifiers)
     return evaluate_segments(run.predictions, list(run.config.tasks), segments)
 
 

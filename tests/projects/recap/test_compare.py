@@ -15,8 +15,9 @@ from sklearn.metrics import roc_auc_score
 from tml.core.errors import ConfigError, DataError, MissingStage
 from tml.projects.home.recap.compare import compare, comparison_table
 from tml.projects.home.recap.evaluate_segments import evaluate_segments, segment_table
+from tml.projects.home.recap.input_config import StratifierConfig
 from tml.projects.home.recap.intervals import order_intervals, task_intervals
-from tml.projects.home.recap.segments import AGE, segment_examples
+from tml.projects.home.recap.segments import AGE, _by_quantile, _by_value, segment_examples
 from tml.projects.home.recap.what_if import concentration, what_if, what_if_table
 from tml.report.comparison import write_comparison_picture
 
@@ -183,8 +184,35 @@ def test_segments_are_the_examples_cut_and_their_figures(simulated, tmp_path) ->
     )
     assert all(high < low for high, low in zip(highs, lows[1:], strict=False))
     assert "author_size" in shown(segment_table("author_size", found["author_size"]))
+    discrete = pa.concat_tables(read_part(tmp_path / "examples", "validation", ["discrete"]))["discrete"]
+    hours = np.array(discrete.to_pylist())[:, 0]
+    strata = [StratifierConfig(name=str(i), index=0, value=value) for i, value in enumerate((9, None, 10**6))]
+    strata += [StratifierConfig(name="by name", feature="hour"), StratifierConfig(name="3", feature="discrete.0")]
+    cut = evaluate_segments(path, ["liked"], segment_examples(tmp_path / "examples", [], 4, stratifiers=strata))
+    assert [sum(b["liked"]["examples"] for b in cut[name].values()) for name in ("0", "1", "2", "by name")] == [
+        (hours == 9).sum(),
+        len(hours),
+        0,
+        len(hours),
+    ]
+    assert list(cut["1"].values()) == list(cut["3"].values()) == list(cut["by name"].values())
+    assert next(iter(cut["0"].values())) in cut["1"].values()
+    with pytest.raises(
+        ConfigError, match=r"model\.stratifiers\.far\.index: found 99, allowed are the discrete columns 0 to"
+    ):
+        segment_examples(tmp_path / "examples", [], 4, stratifiers=[StratifierConfig(name="far", index=99)])
     with pytest.raises(ConfigError, match=r"evaluation\.segments: found nope, allowed are author_size"):
         segment_examples(tmp_path / "examples", ["nope"], 4)
+
+
+def test_buckets_of_near_numbers_and_of_the_same_word_keep_their_own_names() -> None:
+    rng = np.random.default_rng(0)
+    values = 1_700_000_000 + rng.integers(0, 100, 400).astype(float)
+    by_quantile = _by_quantile("posts.made", values, buckets=4)
+    by_value = _by_value("posts.topic", rng.integers(0, 30, 400), {1: "unknown", 2: "others", 3: "cats", 4: "cats"})
+    for segment in (by_quantile, by_value):
+        assert len(set(segment.labels)) == len(segment.labels) > 3
+        assert set(segment.bucket) == set(range(len(segment.labels)))
 
 
 def test_what_if_agrees_with_loops() -> None:
