@@ -7,10 +7,12 @@ writer of the same name removes both.
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tml.core.errors import DataError
 
 
 def remove(path: Path) -> None:
@@ -19,6 +21,26 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def require_replaceable(folder: Path, marks: Sequence[str], made_by: str) -> None:
+    """Refuse a folder to write in whose content no earlier run of the same work has written: it would be lost.
+
+    Args:
+        folder: need not be there.
+        marks: files that the work always writes, relative to the folder; any of them tells it.
+        made_by: what the work is called, as `conversion`.
+
+    Raises:
+        DataError: a file, or a folder with anything else in it.
+    """
+    if folder.is_file():
+        raise DataError(f"{folder}: found a file, allowed is a folder to write to")
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / mark).is_file() for mark in marks):
+        raise DataError(
+            f"{folder}: found files that are no earlier {made_by}, allowed is a new folder, an empty one, or one with "
+            f"a {' or '.join(marks)}, which is replaced"
+        )
 
 
 def _partial(path: Path) -> Path:
@@ -43,6 +65,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; it replaces `path` when the block ends without an exception."""
+    path = path if path.name else path.resolve()  # `.` has no name
     partial, previous = _partial(path), path.with_name(f".{path.name}.previous")
     partial.mkdir()
     try:
