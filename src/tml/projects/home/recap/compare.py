@@ -22,8 +22,57 @@ from tml.projects.home.recap.tables import plain_table
 
 Floats = npt.NDArray[np.float64]
 
+ByTask = Mapping[str, npt.ArrayLike]
+
 COMPARED_METRICS = ("auc", "rce")
 OURS, THEIRS = "ours", "theirs"
+
+
+class Comparison:
+    """Collects what two models say of the same examples.
+
+    Args:
+        tasks: to compare.
+        draws, seed: of the bootstrap.
+    """
+
+    def __init__(self, tasks: Sequence[str], draws: int, seed: int) -> None:
+        self.tasks = tuple(tasks)
+        self.exact = {task: {name: BinaryMetrics() for name in (OURS, THEIRS)} for task in tasks}
+        self.drawn = {task: BinaryBootstrap((OURS, THEIRS), draws, seed) for task in tasks}
+
+    def update(self, viewers: npt.ArrayLike, labels: ByTask, ours: ByTask, theirs: ByTask) -> None:
+        """Add a batch: viewers, and by task labels and what the two say, (batch,) each."""
+        for task in self.tasks:
+            said = {OURS: ours[task], THEIRS: theirs[task]}
+            for name, probabilities in said.items():
+                self.exact[task][name].update(labels[task], probabilities)
+            self.drawn[task].update(viewers, labels[task], said)
+
+    def merge(self, other: "Comparison") -> None:
+        """Add what another rank has collected."""
+        for task in self.tasks:
+            self.drawn[task].merge(other.drawn[task])
+            for name, metrics in self.exact[task].items():
+                metrics.merge(other.exact[task][name])
+
+    def figures(self, confidence: float) -> dict[str, Any]:
+        """By task the examples, and by metric the difference; see `compare`."""
+        found = {}
+        for task in self.tasks:
+            results = {name: metrics.compute() for name, metrics in self.exact[task].items()}
+            values = {name: self.drawn[task].values(name) for name in results}
+            metrics = {
+                metric: _difference(
+                    getattr(results[OURS], metric),
+                    getattr(results[THEIRS], metric),
+                    values[OURS][metric] - values[THEIRS][metric],
+                    confidence,
+                )
+                for metric in COMPARED_METRICS
+            }
+            found[task] = {"examples": results[OURS].examples, "positives": results[OURS].positives, **metrics}
+        return found
 
 
 def compare(
@@ -36,29 +85,11 @@ def compare(
         the examples, and by metric `ours`, `theirs`, `difference`, `low`, `high` (of the difference) and `p`; None
         where one class is missing.
     """
-    exact = {task: {name: BinaryMetrics() for name in (OURS, THEIRS)} for task in tasks}
-    drawn = {task: BinaryBootstrap((OURS, THEIRS), draws, seed) for task in tasks}
+    comparison = Comparison(tasks, draws, seed)
     pairs = Pairs(predictions, tasks, against)
     for viewers, labels, ours, theirs in pairs:
-        for task in tasks:
-            said = {OURS: ours[task], THEIRS: theirs[task]}
-            for name, probabilities in said.items():
-                exact[task][name].update(labels[task], probabilities)
-            drawn[task].update(viewers, labels[task], said)
-    found = {}
-    for task in tasks:
-        results = {name: metrics.compute() for name, metrics in exact[task].items()}
-        values = {name: drawn[task].values(name) for name in results}
-        metrics = {
-            metric: _difference(
-                getattr(results[OURS], metric),
-                getattr(results[THEIRS], metric),
-                values[OURS][metric] - values[THEIRS][metric],
-                confidence,
-            )
-            for metric in COMPARED_METRICS
-        }
-        found[task] = {"examples": results[OURS].examples, "positives": results[OURS].positives, **metrics}
+        comparison.update(viewers, labels, ours, theirs)
+    found = comparison.figures(confidence)
     examples = {"ours": pairs.examples, "theirs": pairs.of_the_other, "common": pairs.common}
     about = {"against": against, "examples": examples, "same": pairs.is_same}
     return {**about, "draws": draws, "confidence": confidence, "tasks": found}

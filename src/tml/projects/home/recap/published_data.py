@@ -34,14 +34,16 @@ class PublishedInputs:
 
     Args:
         config: a published configuration.
+        also: features of ids that are read beside, where the data has them.
 
     Raises:
         ConfigError: a feature that the model needs and the data lacks, or a validation set of another width.
         DataError: a schema or a mask that cannot be read.
     """
 
-    def __init__(self, config: PublishedConfig) -> None:
+    def __init__(self, config: PublishedConfig, also: Sequence[str] = ()) -> None:
         assert config.model.tasks is not None
+        self.also = tuple(also)
         self.config, self.model, self.tasks = config, config.model, tuple(config.model.tasks)
         self.widths = self._widths("train_data", config.train_data)
         for name, data in config.validation_data.items():
@@ -77,7 +79,7 @@ class PublishedInputs:
 
     def _as_batches(self, reader: SegdenseReader) -> "PublishedReader":
         large = self.model.large_embeddings
-        return PublishedReader(reader, tuple(table.column for table in large.tables) if large else ())
+        return PublishedReader(reader, (*self.also, *(table.column for table in (large.tables if large else ()))))
 
     def _segdense(
         self, data: PublishedData, rows: int, rank: int = 0, world_size: int = 1, epochs: int | None = None
@@ -107,7 +109,8 @@ class PublishedInputs:
         given = None if listed is None else {names.shown(names.find(name, "features")) for name in listed}
         known = {names.shown(feature) for feature in names.schema.values()}
         read = [name for name in dict.fromkeys(wanted) if name in known and name not in made]
-        return [name for name in read if given is None or name in given]
+        chosen = [name for name in read if given is None or name in given]
+        return [*chosen, *(name for name in self.also if name in known and name not in chosen)]
 
     def _embeddings(self, data: PublishedData) -> list[str]:
         names = _names(data)

@@ -73,7 +73,7 @@ class ValidationSets:
     def _evaluate_set(
         self, name: str, data: PublishedData, model: HeavyRanker, of_training: Mapping[str, float]
     ) -> dict[str, Any]:
-        of_set = self._sampling(data)
+        of_set = sampling_of_set(self.inputs, data, self.config.training.num_eval_steps)
         ratios = {task: of_training[task] / of_set[task] for task in model.tasks}
         metrics = SegmentedMetrics(data.evaluated, self.config.model.stratifiers or ())
         training, device, rows = self.config.training, next(model.parameters()).device, 0
@@ -105,13 +105,14 @@ class ValidationSets:
     def _batches(self, reader: PublishedReader) -> Iterator[dict[str, Tensor]]:
         return itertools.islice(reader, self.config.training.num_eval_steps)
 
-    def _sampling(self, data: PublishedData) -> dict[str, float]:
-        """What the set's own sampling did to each task: known only when its batches have been counted."""
-        reader = self.inputs.reader(data, epochs=1)
-        if data.preprocess.downsample_negatives is not None:
-            for _ in self._batches(reader):
-                pass
-        return sampling_ratios(data, reader)
+
+def sampling_of_set(inputs: PublishedInputs, data: PublishedData, batches: int | None) -> dict[str, float]:
+    """What a set's own sampling did to each task: known only when its batches, or so many, have been counted."""
+    reader = inputs.reader(data, epochs=1)
+    if data.preprocess.downsample_negatives is not None:
+        for _ in itertools.islice(reader, batches):
+            pass
+    return sampling_ratios(data, reader)
 
 
 def _as_model(result: BinaryResult) -> dict[str, Any]:
