@@ -162,10 +162,15 @@ def _load_run(folder: Path) -> Any:
     from tml.core.config import load_config
     from tml.core.errors import MissingStage
     from tml.pipeline import Run, RunConfig
+    from tml.projects.home.recap.published_config import is_published
 
     config = folder / "config.yaml"
     if not config.is_file():
         raise MissingStage(f"{folder}: found no config.yaml, allowed is the folder of a run; `tml run` makes one")
+    if is_published(config):
+        raise ConfigError(
+            f"{folder}: found the run of a published configuration, allowed is that of a job, by `tml run`"
+        )
     return Run(load_config(RunConfig, config), folder)
 
 
