@@ -13,7 +13,7 @@ import pytest
 from tml.core.config import load_config
 from tml.core.errors import DataError, MissingStage, UserError
 from tml.core.files import read_json
-from tml.pipeline import Run, RunConfig, run_job
+from tml.pipeline import Run, RunConfig, run_comparison, run_job, run_what_if
 from tml.projects.home.recap import train as recap_train
 
 TASKS = ("favorited", "video_playback_50", "good_clicked_convo_desc_v2")
@@ -257,6 +257,21 @@ def test_a_run_folder_is_evaluated_compared_and_asked_what_if(run: Path) -> None
     for change, message in (("weights.nope=1", "weights: found nope"), ("seed=1", r"allowed here is weights\.TASK")):
         with pytest.raises(ConfigError, match=message):
             CliRunner().invoke(app, ["recap", "what-if", str(run), "--set", change], catch_exceptions=False)
+
+
+def test_predictions_of_another_model_or_of_a_stopped_evaluation_are_not_used(run: Path, finished: Path) -> None:
+    task = "recap.engagement.is_favorited"
+    run_what_if(Run(config(), run), {task: 0.0})
+    (run / ".stages" / "evaluate.json").unlink()
+    with pytest.raises(MissingStage, match="the stage evaluate is not finished for this config; run `tml recap evalu"):
+        run_what_if(Run(config(), run), {task: 0.0})
+    with pytest.raises(MissingStage, match=f"{run}: the stage evaluate is not finished"):
+        run_comparison(Run(config(), finished), str(run))
+    shutil.copy(finished / ".stages" / "evaluate.json", run / ".stages")
+    again = config(recap={**config().recap.model_dump(), "epochs": 1})
+    run_job(again, run, only="recap")
+    with pytest.raises(MissingStage, match="the stage evaluate is not finished"):
+        run_what_if(Run(again, run), {task: 0.0})
 
 
 def test_calibration_is_fitted_kept_and_used_in_the_ranking(run: Path) -> None:

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from rich.console import Console
 
 from tml import __version__
-from tml.core.config import BaseConfig, fingerprint, one_of, to_yaml
+from tml.core.config import BaseConfig, fingerprint, load_config, one_of, to_yaml
 from tml.core.errors import MissingStage
 from tml.core.files import read_json, remove, write_json, write_text
 from tml.core.lock import alone
@@ -210,15 +210,33 @@ def run_segments(run: Run, names: Sequence[str], stratifiers: Sequence[Stratifie
 def run_comparison(run: Run, against: str) -> dict[str, Any]:
     """The ranker of a run against a model of its predictions, or the ranker of another run folder."""
     settings = run.config.evaluation
+    require_evaluated(run)
+    if (Path(against) / "config.yaml").is_file():
+        require_evaluated(Run(load_config(RunConfig, Path(against) / "config.yaml"), Path(against)))
     return compare(
         run.predictions, list(run.config.tasks), against, settings.draws, settings.confidence, run.config.seed
     )
 
 
+def require_evaluated(run: Run) -> None:
+    """Refuse a run whose predictions are not those of its model: what was stopped or trained again since.
+
+    Raises:
+        MissingStage: the evaluation is not finished for the model that is there.
+    """
+    stage = _stage("evaluate")
+    before = [_mark(run, name) for name in stage.after]
+    expected = fingerprint(__version__, stage.name, before, stage.settings(run))
+    if not run.predictions.is_file() or _mark(run, stage.name) != expected:
+        raise MissingStage(
+            f"{run.folder}: the stage evaluate is not finished for this config; run `tml recap evaluate {run.folder}` "
+            "first"
+        )
+
+
 def run_what_if(run: Run, overrides: Mapping[str, float]) -> dict[str, Any]:
     """What moves in the run's held-out sessions when weights are overridden."""
-    if not run.predictions.is_file():
-        raise MissingStage(f"{run.predictions}: no such predictions; `tml recap evaluate` makes them")
+    require_evaluated(run)
     tasks = list(run.config.tasks)
     before = combination_weights(tasks, run.config.weights)
     after = combination_weights(tasks, {**run.config.weights, **overrides})
@@ -375,6 +393,11 @@ def _mark_path(run: Run, stage: Stage) -> Path:
     return run.folder / ".stages" / f"{stage.name}.json"
 
 
+def _mark(run: Run, name: str) -> str | None:
+    """The mark that a stage has left, if it was finished."""
+    path = run.folder / ".stages" / f"{name}.json"
+    return str(read_json(path)["fingerprint"]) if path.is_file() else None
+
+
 def _is_finished(run: Run, stage: Stage, mark: str) -> bool:
-    path = _mark_path(run, stage)
-    return path.is_file() and (run.folder / stage.output).exists() and bool(read_json(path)["fingerprint"] == mark)
+    return (run.folder / stage.output).exists() and _mark(run, stage.name) == mark
