@@ -1,6 +1,7 @@
 """The whole job on a small simulated log: it ends, it skips what is done, it repeats itself, and it goes on where it
 was stopped."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from tml.core.config import load_config
 from tml.core.errors import DataError, MissingStage, UserError
 from tml.core.files import read_json
-from tml.pipeline import Run, RunConfig, run_job
+from tml.pipeline import Run, RunConfig, run_comparison, run_job, run_what_if
 from tml.projects.home.recap import train as recap_train
 
 TASKS = ("favorited", "video_playback_50", "good_clicked_convo_desc_v2")
@@ -214,6 +215,12 @@ def test_sampled_negatives_are_left_out_of_training_and_corrected_once(tmp_path:
     models = read_json(tmp_path / "run" / "evaluation.json")["tasks"]["recap.engagement.is_favorited"]["models"]
     for name in ("ranker", "base_rate"):
         assert 0.6 < models[name]["calibration"] < 1.6, name
+    # What is logged on the way is corrected, too.
+    logged = [json.loads(line) for line in (tmp_path / "run" / "recap" / "metrics.jsonl").read_text().splitlines()]
+    rces = [
+        line["validation/rce/recap.engagement.is_favorited"] for line in logged if any("rce" in key for key in line)
+    ]
+    assert rces[-1] == pytest.approx(models["ranker"]["rce"], abs=1e-3)
 
 
 def test_a_run_folder_is_evaluated_compared_and_asked_what_if(run: Path) -> None:
@@ -236,6 +243,11 @@ def test_a_run_folder_is_evaluated_compared_and_asked_what_if(run: Path) -> None
     assert set(evaluation["segments"]) == {"author_size", "viewer_activity", "age", "posts.topic"}
     between = evaluation["tasks"][task]["intervals"]["auc"]
     assert between["low"] < evaluation["tasks"][task]["models"]["ranker"]["auc"] < between["high"]
+    other = run.rename(run.with_name("v1.2"))
+    shutil.copytree(other, run)
+    done = CliRunner().invoke(app, ["recap", "evaluate", str(run), "--against", str(other)])
+    assert done.exit_code == 0, done.stderr
+    assert {path.name for path in (run / "comparisons").glob("v1*")} == {"v1.2.json", "v1.2.png", "v1.2.html"}
     done = CliRunner().invoke(app, ["recap", "what-if", str(run), "--set", "weights.is_favorited=0"])
     assert done.exit_code == 0, done.stderr
     moved = read_json(run / "what_if.json")
@@ -245,6 +257,21 @@ def test_a_run_folder_is_evaluated_compared_and_asked_what_if(run: Path) -> None
     for change, message in (("weights.nope=1", "weights: found nope"), ("seed=1", r"allowed here is weights\.TASK")):
         with pytest.raises(ConfigError, match=message):
             CliRunner().invoke(app, ["recap", "what-if", str(run), "--set", change], catch_exceptions=False)
+
+
+def test_predictions_of_another_model_or_of_a_stopped_evaluation_are_not_used(run: Path, finished: Path) -> None:
+    task = "recap.engagement.is_favorited"
+    run_what_if(Run(config(), run), {task: 0.0})
+    (run / ".stages" / "evaluate.json").unlink()
+    with pytest.raises(MissingStage, match="the stage evaluate is not finished for this config; run `tml recap evalu"):
+        run_what_if(Run(config(), run), {task: 0.0})
+    with pytest.raises(MissingStage, match=f"{run}: the stage evaluate is not finished"):
+        run_comparison(Run(config(), finished), str(run))
+    shutil.copy(finished / ".stages" / "evaluate.json", run / ".stages")
+    again = config(recap={**config().recap.model_dump(), "epochs": 1})
+    run_job(again, run, only="recap")
+    with pytest.raises(MissingStage, match="the stage evaluate is not finished"):
+        run_what_if(Run(again, run), {task: 0.0})
 
 
 def test_calibration_is_fitted_kept_and_used_in_the_ranking(run: Path) -> None:

@@ -127,7 +127,9 @@ def data_convert(
 
 @data.command("synthesize", epilog=_example("tml data synthesize published-data --rows 20000 --days 4"))
 def data_synthesize(
-    out: Annotated[Path, typer.Argument(help="The folder to write to; what is there is replaced.", show_default=False)],
+    out: Annotated[
+        Path, typer.Argument(help="The folder to write to; earlier synthetic data is replaced.", show_default=False)
+    ],
     rows: Annotated[int, typer.Option(min=1, help="Rows in all; 1,000 are some 11 MB.")] = 20_000,
     files: Annotated[int, typer.Option(min=1, help="Files in all.")] = 16,
     days: Annotated[int, typer.Option(min=1, help="Folders by day, from 2022/10/01 on.")] = 4,

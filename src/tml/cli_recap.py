@@ -1,6 +1,6 @@
 """The verbs of `tml recap`: the Heavy Ranker."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,9 +46,7 @@ def recap_evaluate(
     With --against, differences and their intervals are printed and written to the run's comparisons/, as JSON, page and
     picture.
     """
-    if _published(config, run_dir, set_, train=False) is not None:
-        if against or by:
-            raise ConfigError(f"{config}: found a published configuration, which allows neither --against nor --by")
+    if _published(config, run_dir, set_, train=False, against=against or (), by=by or ()) is not None:
         return
     folder = _job(config, run_dir, set_, "evaluate")
     show_evaluation(folder)
@@ -134,6 +132,8 @@ def recap_schedule(
 
     if out is not None:
         require_format(out)
+    if config is not None and config.is_dir():
+        config = config / "config.yaml"
     name = str(config or "the default job")
     optimizer = load_optimizer(config, set_ or ()) if config else None
     if optimizer is not None:
@@ -162,10 +162,15 @@ def _load_run(folder: Path) -> Any:
     from tml.core.config import load_config
     from tml.core.errors import MissingStage
     from tml.pipeline import Run, RunConfig
+    from tml.projects.home.recap.published_config import is_published
 
     config = folder / "config.yaml"
     if not config.is_file():
         raise MissingStage(f"{folder}: found no config.yaml, allowed is the folder of a run; `tml run` makes one")
+    if is_published(config):
+        raise ConfigError(
+            f"{folder}: found the run of a published configuration, allowed is that of a job, by `tml run`"
+        )
     return Run(load_config(RunConfig, config), folder)
 
 
@@ -188,19 +193,28 @@ def _show_segments(folder: Path, names: list[str]) -> None:
 
 
 def _show_comparison(folder: Path, other: str) -> None:
-    from tml.core.files import write_json
     from tml.pipeline import run_comparison
+
+    _show_written(folder, run_comparison(_load_run(folder), other), _name_of(other))
+
+
+def _name_of(other: str) -> str:
+    """What a model, or the run in a folder, is called in tables and files."""
+    return Path(other).resolve().name if Path(other).is_dir() else other
+
+
+def _show_written(folder: Path, comparison: dict[str, Any], name: str) -> None:
+    """Print a comparison and write it into the run's `comparisons/`."""
+    from tml.core.files import write_json
     from tml.projects.home.recap.compare import comparison_table
     from tml.report.comparison import write_comparison_picture
 
-    comparison = run_comparison(_load_run(folder), other)
-    name = Path(other).resolve().name if "/" in other else other
-    target = folder / "comparisons" / name
-    write_json(target.with_suffix(".json"), comparison)
-    for suffix in (".html", ".png"):
-        write_comparison_picture(comparison, name, target.with_suffix(suffix))
+    comparisons = folder / "comparisons"
+    write_json(comparisons / f"{name}.json", comparison)
+    for suffix in ("html", "png"):
+        write_comparison_picture(comparison, name, comparisons / f"{name}.{suffix}")
     _print(comparison_table(comparison, name))
-    print(target.with_suffix(".json"))
+    print(comparisons / f"{name}.json")
 
 
 def show_timeline(folder: Path) -> None:
@@ -214,7 +228,14 @@ def show_timeline(folder: Path) -> None:
     _print(timeline_table(pq.read_table(folder / "timelines.parquet"), None, tasks))
 
 
-def _published(config: Path | None, run_dir: Path | None, overrides: list[str] | None, train: bool) -> Path | None:
+def _published(
+    config: Path | None,
+    run_dir: Path | None,
+    overrides: list[str] | None,
+    train: bool,
+    against: Sequence[str] = (),
+    by: Sequence[str] = (),
+) -> Path | None:
     """Train or evaluate where the config is a published one, and return the run folder; None where it is a job."""
     from tml.projects.home.recap.published_config import PublishedConfig, is_published
 
@@ -222,9 +243,12 @@ def _published(config: Path | None, run_dir: Path | None, overrides: list[str] |
         config, run_dir = config / "config.yaml", run_dir or config
     if config is None or not is_published(config):
         return None
+    if by:
+        raise ConfigError(f"{config}: found a published configuration with --by, allowed there are model.stratifiers")
     from tml.core.config import load_config
     from tml.core.distributed import is_first_rank, process_group
     from tml.projects.home.recap.published import evaluate_published, train_published
+    from tml.projects.home.recap.published_compare import compare_published
     from tml.projects.home.recap.published_evaluation import evaluation_tables
 
     loaded = load_config(PublishedConfig, config, overrides or ())
@@ -234,4 +258,8 @@ def _published(config: Path | None, run_dir: Path | None, overrides: list[str] |
         if is_first_rank():
             _print(*evaluation_tables(evaluation))
             print(folder / ("recap/model.safetensors" if train else "evaluation.json"))
+        for other in against:
+            for name, comparison in compare_published(loaded, folder, Path(other)).items():
+                if is_first_rank():
+                    _show_written(folder, comparison, f"{_name_of(other)} on {name}")
     return folder

@@ -80,7 +80,7 @@ def prepare_log(config: RunConfig, out: Path, until: datetime | None, test_until
     twhin = _twhin_of(config)
     if config.log is None:
         raise ConfigError("log: found no log to make a graph of, allowed is a job that reads one")
-    require_replaceable(out, PARTS, marker="relations.json")
+    require_replaceable(out, PARTS, ["relations.json"])
     with open_log(config.log) as log, whole_folder(out) as folder:
         if log.skipped:
             print(log.skipped_line(), file=sys.stderr)

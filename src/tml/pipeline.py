@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from rich.console import Console
 
 from tml import __version__
-from tml.core.config import BaseConfig, fingerprint, one_of, to_yaml
+from tml.core.config import BaseConfig, fingerprint, load_config, one_of, to_yaml
 from tml.core.errors import MissingStage
 from tml.core.files import read_json, remove, write_json, write_text
 from tml.core.lock import alone
@@ -39,6 +39,7 @@ from tml.projects.home.recap.compare import compare
 from tml.projects.home.recap.evaluate import evaluate_predictions, write_evaluation
 from tml.projects.home.recap.evaluate_segments import evaluate_segments
 from tml.projects.home.recap.evaluation_config import EvaluationConfig
+from tml.projects.home.recap.input_config import StratifierConfig
 from tml.projects.home.recap.intervals import order_intervals, task_intervals
 from tml.projects.home.recap.predict import predict, write_predictions
 from tml.projects.home.recap.segments import segment_examples
@@ -195,28 +196,47 @@ def _evaluate(run: Run, _: str) -> None:
     for task, found in task_intervals(run.predictions, tasks, *sure).items():
         evaluation["tasks"][task]["intervals"] = found
     evaluation["ranking"]["against_served"] = order_intervals(predictions, weights, TOP, *sure)
-    evaluation["segments"] = run_segments(run, settings.segments)
+    evaluation["segments"] = run_segments(run, settings.segments, config.recap.model.stratifiers or ())
     write_evaluation(evaluation, run.folder / "evaluation.json")
 
 
-def run_segments(run: Run, names: Sequence[str]) -> dict[str, Any]:
-    """The ranker's figures by the named segments."""
-    segments = segment_examples(run.examples, names, run.config.evaluation.buckets, run.config.recap.on_error)
+def run_segments(run: Run, names: Sequence[str], stratifiers: Sequence[StratifierConfig] = ()) -> dict[str, Any]:
+    """The ranker's figures by the named segments, and by a model's stratifiers."""
+    config = run.config
+    segments = segment_examples(run.examples, names, config.evaluation.buckets, config.recap.on_error, stratifiers)
     return evaluate_segments(run.predictions, list(run.config.tasks), segments)
 
 
 def run_comparison(run: Run, against: str) -> dict[str, Any]:
     """The ranker of a run against a model of its predictions, or the ranker of another run folder."""
     settings = run.config.evaluation
+    require_evaluated(run)
+    if (Path(against) / "config.yaml").is_file():
+        require_evaluated(Run(load_config(RunConfig, Path(against) / "config.yaml"), Path(against)))
     return compare(
         run.predictions, list(run.config.tasks), against, settings.draws, settings.confidence, run.config.seed
     )
 
 
+def require_evaluated(run: Run) -> None:
+    """Refuse a run whose predictions are not those of its model: what was stopped or trained again since.
+
+    Raises:
+        MissingStage: the evaluation is not finished for the model that is there.
+    """
+    stage = _stage("evaluate")
+    before = [_mark(run, name) for name in stage.after]
+    expected = fingerprint(__version__, stage.name, before, stage.settings(run))
+    if not run.predictions.is_file() or _mark(run, stage.name) != expected:
+        raise MissingStage(
+            f"{run.folder}: the stage evaluate is not finished for this config; run `tml recap evaluate {run.folder}` "
+            "first"
+        )
+
+
 def run_what_if(run: Run, overrides: Mapping[str, float]) -> dict[str, Any]:
     """What moves in the run's held-out sessions when weights are overridden."""
-    if not run.predictions.is_file():
-        raise MissingStage(f"{run.predictions}: no such predictions; `tml recap evaluate` makes them")
+    require_evaluated(run)
     tasks = list(run.config.tasks)
     before = combination_weights(tasks, run.config.weights)
     after = combination_weights(tasks, {**run.config.weights, **overrides})
@@ -255,6 +275,19 @@ def _what_examples_depend_on(run: Run) -> list[Any]:
     return [_log_content(run), _tasks(run), config.features.definitions(), config.split, config.seed]
 
 
+def _what_baselines_depend_on(run: Run) -> list[Any]:
+    """Of the ranker only what it reads and which examples count for a task: other rankers share them."""
+    config = run.config
+    counts = {name: task.applies_if for name, task in (config.recap.model.tasks or {}).items() if task.applies_if}
+    return [
+        config.recap.embeddings,
+        config.evaluation.lightgbm,
+        is_installed(),
+        config.seed,
+        *([counts] * bool(counts)),
+    ]
+
+
 STAGES = (
     Stage("simulate", "simulate", (), "log", lambda run: [run.config.simulator, run.config.seed], _simulate),
     Stage(
@@ -286,7 +319,7 @@ STAGES = (
         "recap baselines",
         ("features", "twhin"),
         "baselines/predictions.parquet",
-        lambda run: [run.config.recap.embeddings, run.config.evaluation.lightgbm, is_installed(), run.config.seed],
+        _what_baselines_depend_on,
         _baselines,
     ),
     Stage(
@@ -360,6 +393,11 @@ def _mark_path(run: Run, stage: Stage) -> Path:
     return run.folder / ".stages" / f"{stage.name}.json"
 
 
+def _mark(run: Run, name: str) -> str | None:
+    """The mark that a stage has left, if it was finished."""
+    path = run.folder / ".stages" / f"{name}.json"
+    return str(read_json(path)["fingerprint"]) if path.is_file() else None
+
+
 def _is_finished(run: Run, stage: Stage, mark: str) -> bool:
-    path = _mark_path(run, stage)
-    return path.is_file() and (run.folder / stage.output).exists() and bool(read_json(path)["fingerprint"] == mark)
+    return (run.folder / stage.output).exists() and _mark(run, stage.name) == mark

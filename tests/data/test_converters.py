@@ -332,7 +332,7 @@ def test_what_no_conversion_wrote_is_not_replaced(tmp_path: Path) -> None:
             convert_log("movielens", tmp_path / "home" / "ml", out)
     (tmp_path / "other").mkdir()
     kept.rename(tmp_path / "other" / "thesis.txt")
-    with pytest.raises(DataError, match="no earlier conversion"):
+    with pytest.raises(DataError, match="in it, which would be lost"):
         convert_log("movielens", tmp_path / "home" / "ml", tmp_path / "other")
     assert (tmp_path / "other" / "thesis.txt").read_text() == "years of work"
     for _ in range(2):

@@ -78,6 +78,16 @@ def test_empty_and_one_class_have_no_interval() -> None:
     assert interval(bootstrap.values("a")["rce"]) is None
 
 
+def test_one_viewer_alone_has_no_interval() -> None:
+    labels, said = np.tile([0.0, 1.0, 1.0], 20), {"a": np.linspace(0.1, 0.9, 60), "b": np.linspace(0.4, 0.8, 60)}
+    alone, second = BinaryBootstrap(["a", "b"], 50, 0), BinaryBootstrap(["a", "b"], 50, 0)
+    alone.update(np.full(60, 7), labels, said)
+    alone.update(np.full(60, 7), labels, said)
+    assert interval(alone.values("a")["auc"] - alone.values("b")["auc"]) is None
+    second.update(np.full(60, 8), labels, said)
+    assert interval(alone.merge(second).values("a")["auc"]) is not None
+
+
 def test_p_values() -> None:
     assert p_value(0.0, 0.0) == 1
     assert p_value(0.1, 0.0) == 0

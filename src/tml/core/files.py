@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from tml.core.errors import UserError
+from tml.core.errors import DataError, UserError
 
 
 def remove(path: Path) -> None:
@@ -24,27 +24,27 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def require_replaceable(path: Path, names: Sequence[str], marker: str | None = None) -> None:
-    """Refuse to put a folder in the place of something that is not an older one of the same kind.
+def require_replaceable(path: Path, names: Sequence[str], marks: Sequence[str] = ()) -> None:
+    """Refuse to put a folder in the place of something that is not an older one of the same kind: it would be lost.
 
     Args:
         path: the folder to be written, which may be there or not.
         names: what such a folder has in it, as patterns with `*`.
-        marker: one of these, without which a folder that is not empty is another kind.
+        marks: files, relative to the folder; without one of them a folder that is not empty is another kind.
 
     Raises:
-        UserError: there is a file, or a folder with something else in it.
+        DataError: there is a file, or a folder with something else in it.
     """
     if not path.exists():
         return
     if not path.is_dir():
-        raise UserError(f"{path}: found a file, allowed is a folder to write to")
+        raise DataError(f"{path}: found a file, allowed is a folder to write to")
     found = sorted(entry.name for entry in path.iterdir())
     other = next((name for name in found if not any(fnmatch(name, pattern) for pattern in names)), None)
-    if other is None and found and marker is not None and marker not in found:
+    if other is None and found and marks and not any((path / mark).is_file() for mark in marks):
         other = found[0]
     if other is not None:
-        raise UserError(
+        raise DataError(
             f"{path}: found a folder with {other} in it, which would be lost, allowed is a new or empty folder, or an "
             "older one of the same kind"
         )
@@ -81,6 +81,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder to fill; it replaces `path` when the block ends without an exception."""
+    path = path if path.name else path.resolve()  # `.` has no name
     partial, previous = _partial(path), path.with_name(f".{path.name}.previous")
     partial.mkdir()
     try:

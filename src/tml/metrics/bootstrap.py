@@ -14,7 +14,7 @@ which a pair counts half; that serves for intervals, while the figures themselve
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -89,6 +89,7 @@ class BinaryBootstrap:
     def __init__(self, models: Sequence[str], draws: int, seed: int) -> None:
         self.models, self.draws, self.seed = tuple(models), draws, seed
         self.totals = np.zeros((2, draws))  # weight of all, of the positives
+        self.viewers: set[int] = set()  # the first two: of one viewer alone no draw tells anything
         self.losses = {model: np.zeros((2, draws)) for model in models}  # cross-entropy, predicted
         self.counts = {model: np.zeros((2, BINS, draws), np.float32) for model in models}  # positives, negatives
 
@@ -119,6 +120,7 @@ class BinaryBootstrap:
 
     def _add(self, keys: Keys, y: Floats, said: Mapping[str, Floats], w: Floats) -> None:
         unique, inverse = np.unique(keys, return_inverse=True)
+        self._see(unique[:2].tolist())
         weights = multiplicities(unique, self.draws, self.seed)[inverse].astype(np.float32) * w[:, None]
         self.totals += np.stack([np.ones_like(y), y]) @ weights
         for model, probability in said.items():
@@ -132,9 +134,15 @@ class BinaryBootstrap:
                     starts = np.flatnonzero(np.diff(at[order], prepend=-1))
                     counts[at[order][starts]] += np.add.reduceat(weights[order], starts, axis=0)
 
+    def _see(self, viewers: Iterable[int]) -> None:
+        for viewer in viewers:
+            if len(self.viewers) < 2:
+                self.viewers.add(viewer)
+
     def merge(self, other: "BinaryBootstrap") -> Self:
         """Add what `other`, of the same models, draws and seed, has collected."""
         assert (self.models, self.draws, self.seed) == (other.models, other.draws, other.seed)
+        self._see(other.viewers)
         self.totals += other.totals
         for model in self.models:
             self.losses[model] += other.losses[model]
@@ -142,7 +150,7 @@ class BinaryBootstrap:
         return self
 
     def values(self, model: str) -> dict[str, Floats]:
-        """By metric, its value in each draw, (draws,); NaN where the draw has one class only."""
+        """By metric, its value in each draw, (draws,); NaN where the draw has one class or all is of one viewer."""
         weight, positive = self.totals
         negative = weight - positive
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -153,7 +161,7 @@ class BinaryBootstrap:
             below = np.cumsum(negatives, axis=0) - negatives / 2
             auc = (below * positives).sum(axis=0) / (positive * negative)
             found = {"auc": auc, "rce": 100 * (1 - loss / base), "ne": loss / base, "calibration": predicted}
-        both = (positive > 0) & (negative > 0)
+        both = (positive > 0) & (negative > 0) & (len(self.viewers) > 1)
         return {name: np.where(both, values, np.nan) for name, values in found.items()}
 
 

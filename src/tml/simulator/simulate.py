@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tml.core.errors import ConfigError
-from tml.core.files import whole_folder
+from tml.core.files import require_replaceable, whole_folder
 from tml.core.progress import progress
 from tml.simulator.calibration import calibrate
 from tml.simulator.config import SimulatorConfig
@@ -24,7 +24,7 @@ from tml.simulator.world import Hour, draw_world, run_hours
 
 
 def simulate(config: SimulatorConfig, out: Path, seed: int) -> None:
-    """Simulate a log and write it as the folder `out`, whole or not at all; what was there before is replaced.
+    """Simulate a log and write it as the folder `out`, whole or not at all; an earlier simulation is replaced.
 
     Args:
         config: size and shape of the network.
@@ -33,6 +33,7 @@ def simulate(config: SimulatorConfig, out: Path, seed: int) -> None:
 
     Raises:
         ConfigError: a negative seed.
+        DataError: a folder with anything else in it than an earlier simulation.
 
     Example:
         >>> import tempfile
@@ -43,6 +44,7 @@ def simulate(config: SimulatorConfig, out: Path, seed: int) -> None:
     """
     if seed < 0:
         raise ConfigError(f"seed: found {seed}, allowed are whole numbers from 0")
+    require_replaceable(out, ["*.parquet", "truth"], ["truth/model.json"])
     for_world, for_pilot, for_hours = np.random.SeedSequence(seed).spawn(3)
     world = draw_world(config, for_world)
     intercepts = calibrate(world, for_pilot)

@@ -16,6 +16,8 @@ from tml.data.id_numbers import NO_ID
 from tml.embeddings.files import read_embeddings, write_embeddings
 from tml.features.normalisation import ColumnStatistics
 from tml.metrics.binary import BinaryMetrics
+from tml.projects.home.recap.baseline_predictions import predict_baselines
+from tml.projects.home.recap.calibration_maps import calibrate_predictions
 from tml.projects.home.recap.data import RankerInputs
 from tml.projects.home.recap.predict import predict
 from tml.projects.home.recap.train import RecapConfig, load_ranker, train_recap
@@ -225,3 +227,42 @@ def test_a_file_of_embeddings_that_has_changed_since_is_refused(
     write_embeddings(tmp_path / "user.parquet", ["u1"], np.ones((1, 6), np.float32))
     with pytest.raises(DataError, match=r"user_embedding: found 1 ids, but the model was trained with 35"):
         predict(config, examples, tmp_path, tmp_path / "model.safetensors", None, tmp_path / "predictions.parquet")
+
+
+def test_a_task_that_does_not_apply_counts_nowhere_and_its_probability_stays_zero(
+    examples: Path, tmp_path: Path
+) -> None:
+    # In another order than the dataset's.
+    tasks = {"is_played": {**TOWER, "applies_if": "has_video"}, "is_click": TOWER}
+    config = config_of({"backbone": MLP, "tasks": tasks}, epochs=2)
+    result = train_recap(config, examples, None, tmp_path, seed=0, fingerprint="f")
+    out, held_out = tmp_path / "predictions.parquet", pq.read_table(examples / "validation")
+    predict_baselines(config, None, examples, None, 0, tmp_path / "baselines.parquet")
+    predict(config, examples, None, tmp_path / "model.safetensors", None, out, tmp_path / "baselines.parquet")
+    table = pq.read_table(out)
+    has_video = np.array(held_out["binary"].to_pylist())[:, 1] > 0
+    labels = table["label/is_played"].to_numpy()
+    np.testing.assert_array_equal(labels[has_video], held_out["is_played"].to_numpy()[has_video])
+    assert np.isnan(labels[~has_video]).all()
+    assert table["label/is_click"].equals(held_out["is_click"])
+    train = pq.read_table(examples / "train")
+    applies = np.array(train["binary"].to_pylist())[:, 1] > 0
+    rate = train["is_played"].to_numpy()[applies].mean()
+    assert table["base_rate/is_played"][0].as_py() == pytest.approx(rate)
+    # All held-out examples are looked at on the way: the last figures are those of the predictions.
+    for task in TASKS:
+        assert result.metrics[f"validation/auc/{task}"] == pytest.approx(auc(out, "ranker", task))
+    calibrated, _ = calibrate_predictions(table, list(TASKS), "isotonic")
+    for column in ("ranker/is_played", "first/is_played"):
+        assert ((calibrated[column].to_numpy() == 0) == ~has_video).all()
+
+
+def test_a_condition_may_be_whether_a_vector_is_known(examples: Path, embeddings: Path, tmp_path: Path) -> None:
+    sources = {"user_embedding": {"nodes": "user", "key": "user_id"}}
+    tasks = {"is_click": {**TOWER, "applies_if": "user_embedding_is_known"}, "is_played": TOWER}
+    config = config_of({"backbone": MLP, "tasks": tasks}, embeddings=sources, training={"num_steps": 1})
+    train_recap(config, examples, embeddings, tmp_path, seed=0, fingerprint="f")
+    table = pq.read_table(examples / "train")
+    rate = table["is_click"].to_numpy()[[int(user[1:]) < USERS - 5 for user in table["user_id"].to_pylist()]].mean()
+    bias = load_ranker(tmp_path / "model.safetensors").towers["is_click"].last_linear.bias.item()
+    assert bias == pytest.approx(np.log(rate / (1 - rate)), abs=0.01)

@@ -15,8 +15,9 @@ from sklearn.metrics import roc_auc_score
 from tml.core.errors import ConfigError, DataError, MissingStage
 from tml.projects.home.recap.compare import compare, comparison_table
 from tml.projects.home.recap.evaluate_segments import evaluate_segments, segment_table
+from tml.projects.home.recap.input_config import StratifierConfig
 from tml.projects.home.recap.intervals import order_intervals, task_intervals
-from tml.projects.home.recap.segments import AGE, segment_examples
+from tml.projects.home.recap.segments import AGE, _by_quantile, _by_value, segment_examples
 from tml.projects.home.recap.what_if import concentration, what_if, what_if_table
 from tml.report.comparison import write_comparison_picture
 
@@ -71,9 +72,12 @@ def test_a_worse_model_is_found_worse_and_the_same_one_is_not(tmp_path) -> None:
     assert click["rce"]["low"] < click["rce"]["difference"] < click["rce"]["high"] < 0
     assert click["auc"]["p"] < 0.001
     written(tmp_path / "same", table)
-    same = compare(path, TASKS, str(tmp_path / "same"), draws=30, confidence=0.95, seed=0)["tasks"]
+    compared = compare(path, TASKS, str(tmp_path / "same"), draws=30, confidence=0.95, seed=0)
+    same = compared["tasks"]
     assert all(one["auc"]["difference"] == one["auc"]["low"] == one["auc"]["high"] == 0 for one in same.values())
     assert same["is_like"]["rce"]["p"] == 1
+    assert "the two say the same of every example" in shown(comparison_table(compared, "same"))
+    assert "say the same" not in shown(comparison_table(found, "lightgbm"))
     json.dumps(found, allow_nan=False)
     assert "<0.001" in shown(comparison_table(found, "lightgbm"))
     for suffix in (".png", ".html"):
@@ -87,7 +91,10 @@ def test_runs_are_compared_on_the_examples_that_both_have_in_any_order(tmp_path)
     chosen = np.random.default_rng(0).permutation(len(theirs))[:900]
     path = written(tmp_path / "ours", ours)
     written(tmp_path / "theirs", theirs.take(chosen))
-    found = compare(path, TASKS, str(tmp_path / "theirs"), draws=30, confidence=0.9, seed=0)["tasks"]["is_click"]
+    compared = compare(path, TASKS, str(tmp_path / "theirs"), draws=30, confidence=0.9, seed=0)
+    assert compared["examples"] == {"ours": len(ours), "theirs": 900, "common": 900}
+    assert "of the 900 examples that both have" in shown(comparison_table(compared, "theirs"))
+    found = compared["tasks"]["is_click"]
     y = ours["label/is_click"].to_numpy()[chosen]
     assert found["examples"] == 900
     assert found["auc"]["theirs"] == pytest.approx(roc_auc_score(y, theirs["ranker/is_click"].to_numpy()[chosen]))
@@ -102,8 +109,32 @@ def test_what_cannot_be_compared_is_said(tmp_path) -> None:
     written(tmp_path / "far", far.set_column(0, "impression_id", pa.array(np.arange(len(far)) + 10**6)))
     with pytest.raises(DataError, match="judged on none of this run's examples"):
         compare(path, TASKS, str(tmp_path / "far"), 20, 0.95, 0)
+    text = far.set_column(0, "impression_id", far["impression_id"].cast(pa.string()))
+    written(tmp_path / "text", text)
+    with pytest.raises(DataError, match="found other types of ids, needed is the same log"):
+        compare(path, TASKS, str(tmp_path / "text"), 20, 0.95, 0)
     with pytest.raises(MissingStage, match="tml recap evaluate"):
         compare(tmp_path / "gone.parquet", TASKS, "lightgbm", 20, 0.95, 0)
+
+
+def test_another_log_whose_ids_are_the_same_numbers_is_refused(tmp_path) -> None:
+    ours = predictions()
+    path = written(tmp_path / "ours", ours)
+    users = [f"v{user}" for user in ours["user_id"].to_pylist()]
+    written(tmp_path / "log", ours.set_column(ours.column_names.index("user_id"), "user_id", pa.array(users)))
+    with pytest.raises(DataError, match="found impression 10 with another user_id, needed is the same log and split"):
+        compare(path, TASKS, str(tmp_path / "log"), 20, 0.95, 0)
+    place = ours.column_names.index("label/is_like")
+    labels = ours["label/is_like"].to_numpy().copy()
+    labels[3] = 1 - labels[3]
+    written(tmp_path / "labels", ours.set_column(place, "label/is_like", pa.array(labels)))
+    with pytest.raises(DataError, match="found another label is_like of impression 13, needed are tasks of the same"):
+        compare(path, TASKS, str(tmp_path / "labels"), 20, 0.95, 0)
+    labels[3] = np.nan  # it does not count there, so it counts for neither
+    written(tmp_path / "nan", ours.set_column(place, "label/is_like", pa.array(labels)))
+    found = compare(path, TASKS, str(tmp_path / "nan"), 20, 0.95, 0)["tasks"]
+    assert found["is_like"]["examples"] == len(ours) - 1
+    assert found["is_click"]["examples"] == len(ours)
 
 
 def test_intervals_lie_around_the_figures(tmp_path) -> None:
@@ -153,8 +184,35 @@ def test_segments_are_the_examples_cut_and_their_figures(simulated, tmp_path) ->
     )
     assert all(high < low for high, low in zip(highs, lows[1:], strict=False))
     assert "author_size" in shown(segment_table("author_size", found["author_size"]))
+    discrete = pa.concat_tables(read_part(tmp_path / "examples", "validation", ["discrete"]))["discrete"]
+    hours = np.array(discrete.to_pylist())[:, 0]
+    strata = [StratifierConfig(name=str(i), index=0, value=value) for i, value in enumerate((9, None, 10**6))]
+    strata += [StratifierConfig(name="by name", feature="hour"), StratifierConfig(name="3", feature="discrete.0")]
+    cut = evaluate_segments(path, ["liked"], segment_examples(tmp_path / "examples", [], 4, stratifiers=strata))
+    assert [sum(b["liked"]["examples"] for b in cut[name].values()) for name in ("0", "1", "2", "by name")] == [
+        (hours == 9).sum(),
+        len(hours),
+        0,
+        len(hours),
+    ]
+    assert list(cut["1"].values()) == list(cut["3"].values()) == list(cut["by name"].values())
+    assert next(iter(cut["0"].values())) in cut["1"].values()
+    with pytest.raises(
+        ConfigError, match=r"model\.stratifiers\.far\.index: found 99, allowed are the discrete columns 0 to"
+    ):
+        segment_examples(tmp_path / "examples", [], 4, stratifiers=[StratifierConfig(name="far", index=99)])
     with pytest.raises(ConfigError, match=r"evaluation\.segments: found nope, allowed are author_size"):
         segment_examples(tmp_path / "examples", ["nope"], 4)
+
+
+def test_buckets_of_near_numbers_and_of_the_same_word_keep_their_own_names() -> None:
+    rng = np.random.default_rng(0)
+    values = 1_700_000_000 + rng.integers(0, 100, 400).astype(float)
+    by_quantile = _by_quantile("posts.made", values, buckets=4)
+    by_value = _by_value("posts.topic", rng.integers(0, 30, 400), {1: "unknown", 2: "others", 3: "cats", 4: "cats"})
+    for segment in (by_quantile, by_value):
+        assert len(set(segment.labels)) == len(segment.labels) > 3
+        assert set(segment.bucket) == set(range(len(segment.labels)))
 
 
 def test_what_if_agrees_with_loops() -> None:

@@ -30,8 +30,10 @@ from tml.projects.home.recap.config import StratifierConfig
 from tml.projects.home.recap.model import HeavyRanker, RankerLoss
 from tml.projects.home.recap.optimizer import build_optimizer
 from tml.projects.home.recap.published import evaluate_published, train_published
+from tml.projects.home.recap.published_compare import compare_published
 from tml.projects.home.recap.published_config import PublishedConfig
 from tml.projects.home.recap.published_data import PublishedInputs, PublishedReader, sampling_ratios
+from tml.projects.home.recap.published_evaluation import ValidationSets
 from tml.projects.home.recap.published_segments import discrete_element
 from tml.projects.home.recap.train import load_ranker
 
@@ -202,6 +204,7 @@ import torch
 from tml.core import training
 from tml.core.config import load_config
 from tml.projects.home.recap.published import train_published
+from tml.projects.home.recap.published_compare import compare_published
 from tml.projects.home.recap.published_config import PublishedConfig
 take_step = training.take_step
 def take_step_or_die(state, *arguments):
@@ -541,3 +544,46 @@ def test_the_shipped_configuration_trains_with_two_commands(
     code, _, said = tml("features", str(EXAMPLE))
     assert code == 2
     assert "a published configuration, which has no stages" in said
+
+
+def test_two_runs_are_compared_on_the_sets_of_one(
+    example: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = parse(example)
+    train_published(ours, tmp_path / "run")
+
+    def deeper(tree: dict[str, Any]) -> None:
+        tree["model"]["backbone"] = {"mlp_config": {"layer_sizes": [8, 8], "final_activation": True}}
+        # It reads what ours does not, in other batches.
+        tree["model"]["small_embeddings"] = {"tables": [{"index": 0, "num_embeddings": 50}]}
+        tree["train_data"]["global_batch_size"] = 30
+        tree["training"]["num_train_steps"] = 2
+
+    train_published(parse(example, deeper), tmp_path / "v1.2")
+    arguments = ["tml", "recap", "evaluate", str(tmp_path / "run"), "--against", str(tmp_path / "v1.2")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert "The ranker against v1.2 on last_day" in capsys.readouterr().out
+    found = json.loads((tmp_path / "run" / "comparisons" / "v1.2 on last_day.json").read_text())
+    seen = json.loads((tmp_path / "run" / "comparisons" / "v1.2 on seen.json").read_text())
+    assert list(seen["tasks"]) == [VIDEO, FAVORITED]
+    figures = json.loads((tmp_path / "run" / "evaluation.json").read_text())["sets"]["last_day"]["tasks"]
+    assert found["examples"]["common"] == 200
+    assert not found["same"]
+    other = ValidationSets(parse(example, deeper), PublishedInputs(parse(example, deeper)))
+    ratios = json.loads((tmp_path / "v1.2" / "recap" / "sampling.json").read_text())
+    theirs = other.evaluate(load_ranker(tmp_path / "v1.2" / "recap" / "model.safetensors"), ratios)["sets"]["last_day"]
+    for task, values in found["tasks"].items():
+        if values["auc"] is not None:
+            assert values["auc"]["ours"] == pytest.approx(figures[task]["models"]["ranker"]["auc"])
+            assert values["rce"]["theirs"] == pytest.approx(theirs["tasks"][task]["models"]["ranker"]["rce"])
+            assert values["auc"]["low"] <= values["auc"]["high"]
+    itself = compare_published(ours, tmp_path / "run", tmp_path / "run")["last_day"]
+    assert itself["same"]
+    assert itself["tasks"][VIDEO]["rce"]["low"] == itself["tasks"][VIDEO]["rce"]["high"] == 0
+    with pytest.raises(
+        ConfigError, match=r"--against .*nope: found no config\.yaml, allowed is the run folder of a pu"
+    ):
+        compare_published(ours, tmp_path / "run", tmp_path / "nope")

@@ -123,6 +123,14 @@ TOWER = {"mlp_config": {"layer_sizes": [1]}}
         ),
         ({"task_weighting": {"grad_norm": {}}, "backbone": {"ple_config": {}}}, "needs a backbone that is one network"),
         (
+            {
+                "task_weighting": {"grad_norm": {}},
+                "multi_task_type": "share_partial",
+                "tasks": {"a": TOWER, "b": {**TOWER, "reads": "input"}},
+            },
+            "task_weighting.grad_norm: found b with reads: input",
+        ),
+        (
             {"large_embeddings": {"tables": [{"name": "user_id", "num_embeddings": 9}] * 2}},
             "allowed are distinct ones",
         ),

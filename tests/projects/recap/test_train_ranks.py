@@ -55,7 +55,7 @@ with process_group():
 
     inputs = RankerInputs(schema, {}, None, config.model)
     model = HeavyRanker(config.model, inputs.shapes(), torch.Generator().manual_seed(0))
-    model.initialise_biases(_base_rates(schema, model, examples, "stop"))
+    model.initialise_biases(_base_rates(inputs, model.conditions, examples, "stop"))
     optimizer, scheduler = build_optimizer(objective := RankerLoss(model), default_optimizer(schema.tasks, STEPS))
     readers = [
         iter(ExampleReader(examples, "train", ROWS // 2, 0, config.pool_bytes, inputs.batch, inputs.columns(), rank, 2))

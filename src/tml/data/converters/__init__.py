@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tml.core.errors import DataError
+from tml.core.files import require_replaceable
 from tml.data.config import CONFIG
 from tml.data.converters.kuairand import convert_kuairand
 from tml.data.converters.movielens import convert_movielens
@@ -64,10 +65,4 @@ def _check_out(source: Path, out: Path) -> None:
         raise DataError(f"{out}: found the data set itself, allowed is another folder to write to")
     if written in read.parents:
         raise DataError(f"{out}: found a folder that the data set is in, allowed is another one to write to")
-    if out.is_file():
-        raise DataError(f"{out}: found a file, allowed is a folder to write to")
-    if out.is_dir() and any(out.iterdir()) and not any((out / entry).is_file() for entry in (CONFIG, SCHEMA)):
-        raise DataError(
-            f"{out}: found files that are no earlier conversion, allowed is a new folder, an empty one, or one with a "
-            f"{CONFIG} or {SCHEMA}, which is replaced"
-        )
+    require_replaceable(out, ["*"], [CONFIG, SCHEMA])

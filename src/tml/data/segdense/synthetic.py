@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tml.core.errors import ConfigError
-from tml.core.files import whole_folder
+from tml.core.files import require_replaceable, whole_folder
 from tml.core.progress import Bar, progress
 from tml.data.config import PUBLISHED_ENGAGEMENTS, PUBLISHED_PREFIX
 from tml.data.segdense.schema import write_schema
@@ -38,6 +38,7 @@ LABELS = tuple(
 
 CONTINUOUS, BINARY, DISCRETE, EMBEDDING = 6000, 512, 320, 200
 KEYS = ("meta.user_id", "meta.author_id", "meta.tweet_id")
+SCHEMA = "schema.json"
 DRIVERS = 8
 FIRST_DAY = date(2022, 10, 1)
 
@@ -67,13 +68,15 @@ def generate(folder: Path, rows: int, seed: int = 0, files: int = 4, days: int =
 
     Raises:
         ConfigError: more days than files, or more files than rows.
+        DataError: a folder with anything else in it than earlier data of this form.
     """
     if not 1 <= days <= files <= rows:
         raise ConfigError(f"days, files, rows: found {days}, {files}, {rows}, allowed are 1 and more, in rising order")
+    require_replaceable(folder, [SCHEMA, "2*"], [SCHEMA])
     content = _Content(seed)
     bounds = np.linspace(0, rows, files + 1).astype(int)
     with whole_folder(folder) as partial, progress("generate", rows, "rows") as bar:
-        write_schema(partial / "schema.json", published_features())
+        write_schema(partial / SCHEMA, published_features())
         for number, count in enumerate(np.diff(bounds).tolist()):
             day = FIRST_DAY + timedelta(days=number * days // files)
             path = partial / f"{day:%Y/%m/%d}" / f"part-{number:05d}.tfrecord.gz"

@@ -56,7 +56,7 @@ def export_vectors(vectors: TrainedVectors, out: Path, format_: Format) -> None:
         UserError: there is something else than older vectors.
     """
     names = ("relations.json", "*.parquet", "*.npy", "evaluation-*.json")
-    require_replaceable(out, names, marker="relations.json")
+    require_replaceable(out, names, ["relations.json"])
     with whole_folder(out) as folder:
         for node in vectors.node_types:
             table = vectors.table(node)

@@ -72,7 +72,7 @@ def prepare_triples(
             time or label that is none, an unknown node.
     """
     require_columns(columns)
-    require_replaceable(out, PARTS, marker="relations.json")
+    require_replaceable(out, PARTS, ["relations.json"])
     sources: dict[Split, tuple[Path, ...]] = {"train": triple_files(train)}
     for split, source in (("validation", validation), ("test", test)):
         if source is not None:

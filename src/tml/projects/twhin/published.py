@@ -134,7 +134,7 @@ def prepare_published(published: PublishedConfig, config: TwhinConfig, out: Path
         ConfigError: no edges, or a table without a size.
         DataError: a file of edges is not as it should be, or an edge names what is not there.
     """
-    require_replaceable(out, PARTS, marker="relations.json")
+    require_replaceable(out, PARTS, ["relations.json"])
     if published.train_data is None:
         raise ConfigError("train_data: not given, needed for the edges of a published configuration")
     vocabularies = {node: _vocabulary(config, node) for node in config.node_types}

@@ -25,6 +25,8 @@ from tml.data.shards import OnError, Shards, read_part
 from tml.projects.home.recap.baselines import LogisticRegression, base_rates, design_matrix
 from tml.projects.home.recap.boosting import BoostedTrees, LightGbmConfig, is_installed, tree_matrix
 from tml.projects.home.recap.calibration import calibrated_probabilities
+from tml.projects.home.recap.conditions import conditions, labels_that_count
+from tml.projects.home.recap.config import ModelConfig
 from tml.projects.home.recap.data import RankerInputs
 from tml.projects.home.recap.popularity import Popularity
 from tml.projects.home.recap.train import RecapConfig, sampling_ratios
@@ -51,6 +53,8 @@ class Baselines:
     ) -> None:
         self.inputs, self.schema = inputs, inputs.schema
         self.tasks = list(self.schema.tasks)
+        found = conditions(inputs.model.tasks or {}, inputs.shapes())
+        self.conditions = {task: found.get(task) for task in self.tasks}
         self.ratios = sampling_ratios(self.schema)
         self.popularity = Popularity(len(self.tasks))
         if lightgbm is not None and not is_installed():
@@ -77,7 +81,7 @@ class Baselines:
         }
 
     def _labels(self, batch: Mapping[str, Tensor]) -> Tensor:
-        return torch.stack([batch[task] for task in self.tasks], dim=1)
+        return torch.stack(list(labels_that_count(self.conditions, batch).values()), dim=1)
 
     def _fit_regression(self, examples: Path, on_error: OnError) -> Tensor:
         """Fit popularity and the logistic regression; returns the labels that the latter saw."""
@@ -126,7 +130,8 @@ def predict_baselines(
         seed: of the trees.
         out: the Parquet file to write: `impression_id`, and a column `model/task` for each.
     """
-    inputs = RankerInputs(Schema.read(examples), config.embeddings, embeddings)
+    # Of the model nothing but its tasks: what it reads beside is not for baselines.
+    inputs = RankerInputs(Schema.read(examples), config.embeddings, embeddings, ModelConfig(tasks=config.model.tasks))
     baselines = Baselines(inputs, examples, lightgbm, seed, config.on_error)
     shards = Shards(examples, "validation", on_error=config.on_error)
     writer: pq.ParquetWriter | None = None

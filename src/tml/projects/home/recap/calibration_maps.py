@@ -159,8 +159,9 @@ def calibrate_predictions(table: pa.Table, tasks: list[str], kind: Kind) -> tupl
     """Calibrate the ranker's columns of a predictions table, each half of the viewers by a map of the other half.
 
     Returns:
-        The table, in which `ranker/task` and `first/task` are calibrated and `uncalibrated/task` is what the ranker
-        said; and for each task the map of all examples, for use on what comes later.
+        The table, in which `ranker/task` and `first/task` are calibrated, but for the 0 of a task that does not apply,
+        and `uncalibrated/task` is what the ranker said; and for each task the map of all examples, for use on what
+        comes later.
     """
     half = halves(table["user_id"].to_numpy(zero_copy_only=False))
     maps = {}
@@ -173,5 +174,7 @@ def calibrate_predictions(table: pa.Table, tasks: list[str], kind: Kind) -> tupl
             if name in table.column_names:
                 said = table[name].to_numpy()
                 mapped = np.where(half, of_half[True](said), of_half[False](said)).astype(np.float32)
+                # Of a task that does not apply: that probability is known.
+                mapped[np.isnan(labels) & (said == 0)] = 0
                 table = table.set_column(table.column_names.index(name), name, pa.array(mapped))
     return table, maps

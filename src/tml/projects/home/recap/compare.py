@@ -5,115 +5,94 @@ which days, which viewers, which lucky labels. A difference whose interval is cl
 would be expected to show, too.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from rich.markup import escape
 from rich.table import Table
 
-from tml.core.errors import DataError, MissingStage
 from tml.metrics.binary import BinaryMetrics
 from tml.metrics.bootstrap import BinaryBootstrap, interval, p_value
 from tml.projects.home.recap.names import UNDEFINED, short_name
+from tml.projects.home.recap.pairing import Pairs
 from tml.projects.home.recap.tables import plain_table
 
 Floats = npt.NDArray[np.float64]
 
+ByTask = Mapping[str, npt.ArrayLike]
+
 COMPARED_METRICS = ("auc", "rce")
 OURS, THEIRS = "ours", "theirs"
-ROWS_AT_A_TIME = 262_144
 
 
-def paired_columns(
-    predictions: Path, tasks: Sequence[str], against: str
-) -> Iterable[tuple[npt.NDArray[Any], dict[str, Floats], dict[str, Floats], dict[str, Floats]]]:
-    """Batches of viewers, and by task labels, the ranker's probabilities and the other's.
+class Comparison:
+    """Collects what two models say of the same examples.
 
     Args:
-        predictions: `recap/predictions.parquet` of a run.
         tasks: to compare.
-        against: a model of the same file, as `lightgbm`, or the folder of another run.
-
-    Raises:
-        MissingStage: there are no predictions, of this run or of the other.
-        DataError: the other is no model of the file and no run, or judged on none of the same examples.
+        draws, seed: of the bootstrap.
     """
-    if not predictions.is_file():
-        raise MissingStage(f"{predictions}: no such predictions; `tml recap evaluate` makes them")
-    file = pq.ParquetFile(predictions)
-    names = file.schema_arrow.names
-    models = list(dict.fromkeys(name.partition("/")[0] for name in names if "/" in name))
-    models = [name for name in models if name not in ("label", "first", "ranker")]
-    other: pa.Table | None = None
-    if against not in models:
-        path = Path(against) / "recap" / "predictions.parquet"
-        if not path.is_file():
-            raise DataError(
-                f"--against {against}: found neither a model nor a run with predictions, allowed are "
-                f"{', '.join(models)} and the folder of a run that was evaluated"
-            )
-        found = pq.ParquetFile(path).schema_arrow.names
-        missing = [task for task in tasks if f"ranker/{task}" not in found]
-        if missing:
-            raise DataError(f"{path}: found no predictions of {', '.join(missing)}, needed is each task of this run")
-        other = pq.read_table(path, columns=["impression_id", *(f"ranker/{task}" for task in tasks)])
-    columns = ["impression_id", "user_id", *(f"{kind}/{task}" for task in tasks for kind in ("label", "ranker"))]
-    columns += [f"{against}/{task}" for task in tasks if other is None]
-    common = 0
-    for batch in file.iter_batches(ROWS_AT_A_TIME, columns=columns):
-        table = pa.Table.from_batches([batch])
-        theirs, prefix = table, against
-        if other is not None:
-            at = pc.index_in(table["impression_id"], value_set=other["impression_id"].combine_chunks())
-            table, theirs, prefix = table.filter(at.is_valid()), other.take(at.drop_null()), "ranker"
-        common += len(table)
-        values = [
-            {task: t[f"{kind}/{task}"].to_numpy().astype(np.float64) for task in tasks}
-            for t, kind in ((table, "label"), (table, "ranker"), (theirs, prefix))
-        ]
-        yield table["user_id"].to_numpy(), values[0], values[1], values[2]
-    if not common:
-        raise DataError(f"--against {against}: judged on none of this run's examples, needed is the same log and split")
+
+    def __init__(self, tasks: Sequence[str], draws: int, seed: int) -> None:
+        self.tasks = tuple(tasks)
+        self.exact = {task: {name: BinaryMetrics() for name in (OURS, THEIRS)} for task in tasks}
+        self.drawn = {task: BinaryBootstrap((OURS, THEIRS), draws, seed) for task in tasks}
+
+    def update(self, viewers: npt.ArrayLike, labels: ByTask, ours: ByTask, theirs: ByTask) -> None:
+        """Add a batch: viewers, and by task labels and what the two say, (batch,) each."""
+        for task in self.tasks:
+            said = {OURS: ours[task], THEIRS: theirs[task]}
+            for name, probabilities in said.items():
+                self.exact[task][name].update(labels[task], probabilities)
+            self.drawn[task].update(viewers, labels[task], said)
+
+    def merge(self, other: "Comparison") -> None:
+        """Add what another rank has collected."""
+        for task in self.tasks:
+            self.drawn[task].merge(other.drawn[task])
+            for name, metrics in self.exact[task].items():
+                metrics.merge(other.exact[task][name])
+
+    def figures(self, confidence: float) -> dict[str, Any]:
+        """By task the examples, and by metric the difference; see `compare`."""
+        found = {}
+        for task in self.tasks:
+            results = {name: metrics.compute() for name, metrics in self.exact[task].items()}
+            values = {name: self.drawn[task].values(name) for name in results}
+            metrics = {
+                metric: _difference(
+                    getattr(results[OURS], metric),
+                    getattr(results[THEIRS], metric),
+                    values[OURS][metric] - values[THEIRS][metric],
+                    confidence,
+                )
+                for metric in COMPARED_METRICS
+            }
+            found[task] = {"examples": results[OURS].examples, "positives": results[OURS].positives, **metrics}
+        return found
 
 
 def compare(
     predictions: Path, tasks: Sequence[str], against: str, draws: int, confidence: float, seed: int
 ) -> dict[str, Any]:
-    """The ranker of a run against another model, task by task; arguments as in `paired_columns`.
+    """The ranker of a run against another model, task by task; arguments and errors as in `pairing.Pairs`.
 
     Returns:
-        For each task the examples, and by metric `ours`, `theirs`, `difference`, `low`, `high` (of the difference) and
-        `p`; None where one class is missing.
+        How many examples the two have and have in common, whether they say the same of all of them, and for each task
+        the examples, and by metric `ours`, `theirs`, `difference`, `low`, `high` (of the difference) and `p`; None
+        where one class is missing.
     """
-    exact = {task: {name: BinaryMetrics() for name in (OURS, THEIRS)} for task in tasks}
-    drawn = {task: BinaryBootstrap((OURS, THEIRS), draws, seed) for task in tasks}
-    for viewers, labels, ours, theirs in paired_columns(predictions, tasks, against):
-        for task in tasks:
-            said = {OURS: ours[task], THEIRS: theirs[task]}
-            for name, probabilities in said.items():
-                exact[task][name].update(labels[task], probabilities)
-            drawn[task].update(viewers, labels[task], said)
-    found = {}
-    for task in tasks:
-        results = {name: metrics.compute() for name, metrics in exact[task].items()}
-        values = {name: drawn[task].values(name) for name in results}
-        metrics = {
-            metric: _difference(
-                getattr(results[OURS], metric),
-                getattr(results[THEIRS], metric),
-                values[OURS][metric] - values[THEIRS][metric],
-                confidence,
-            )
-            for metric in COMPARED_METRICS
-        }
-        found[task] = {"examples": results[OURS].examples, "positives": results[OURS].positives, **metrics}
-    return {"against": against, "draws": draws, "confidence": confidence, "tasks": found}
+    comparison = Comparison(tasks, draws, seed)
+    pairs = Pairs(predictions, tasks, against)
+    for viewers, labels, ours, theirs in pairs:
+        comparison.update(viewers, labels, ours, theirs)
+    found = comparison.figures(confidence)
+    examples = {"ours": pairs.examples, "theirs": pairs.of_the_other, "common": pairs.common}
+    about = {"against": against, "examples": examples, "same": pairs.is_same}
+    return {**about, "draws": draws, "confidence": confidence, "tasks": found}
 
 
 def _difference(ours: float | None, theirs: float | None, draws: Floats, confidence: float) -> dict[str, Any] | None:
@@ -134,6 +113,14 @@ def comparison_table(comparison: Mapping[str, Any], other: str) -> Table:
     """Differences by task, with intervals; what is clear of zero in bold."""
     percent = f"{100 * comparison['confidence']:g}%"
     caption = f"bootstrap over viewers, {comparison['draws']:,} paired draws; {percent} intervals"
+    examples = comparison["examples"]
+    if examples["common"] < max(examples["ours"], examples["theirs"]):
+        caption += (
+            f"\nof the {examples['common']:,} examples that both have, of {examples['ours']:,} of the ranker's and "
+            f"{examples['theirs']:,} of the other's"
+        )
+    if comparison["same"]:
+        caption += "\nthe two say the same of every example"
     table = plain_table(f"The ranker against {other}", caption)
     table.add_column("task")
     table.add_column("positives", justify="right")

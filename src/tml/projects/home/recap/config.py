@@ -211,6 +211,11 @@ class ModelConfig(BaseConfig):
             raise ValueError(
                 "task_weighting.grad_norm: needs a backbone that is one network, whose end all tasks share"
             )
+        apart = [name for name, task in (self.tasks or {}).items() if self.reads(task) == "input"]
+        if self.task_weighting.grad_norm and apart:
+            raise ValueError(
+                f"task_weighting.grad_norm: found {apart[0]} with reads: input, needed is that all read the backbone"
+            )
         return self
 
     def reads(self, task: TaskConfig) -> str:

@@ -26,6 +26,7 @@ from tml.projects.home.recap.config import InputShapes, ModelConfig
 from tml.projects.home.recap.featurize import Featurization
 from tml.projects.home.recap.large_embeddings import id_tensor
 from tml.projects.home.recap.position import UNKNOWN
+from tml.projects.home.recap.segments import stratified_column
 from tml.projects.home.recap.sequence import POSTS, ROWS, TARGET_ROW
 
 
@@ -107,6 +108,8 @@ class RankerInputs:
         unknown = [column for column in self.id_columns if column not in KEYS]
         if unknown:
             raise ConfigError(f"large_embeddings: found the column {unknown[0]}, allowed are {', '.join(KEYS)}")
+        for stratifier in self.model.stratifiers or ():
+            stratified_column(stratifier, schema)
         self.reads_position = debias is not None and debias.position_feature_index is None
         self.trained = {name for name, source in embeddings.items() if source.trained}
         self.tables: dict[str, tuple[str, Embeddings]] = {}

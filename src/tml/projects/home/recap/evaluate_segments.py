@@ -41,7 +41,7 @@ def evaluate_segments(predictions: Path, tasks: Sequence[str], segments: Sequenc
                 raise DataError(f"{predictions}: made of other examples; run `tml recap evaluate` again")
             for task, collectors in of_task.items():
                 labels, said = table[f"label/{task}"].to_numpy(), table[f"ranker/{task}"].to_numpy()
-                for number in np.unique(bucket):
+                for number in np.unique(bucket[bucket >= 0]):
                     rows = bucket == number
                     collectors[number].update(labels[rows], said[rows])
         first += len(table)

@@ -70,6 +70,8 @@ def _mean_interval(
 ) -> dict[str, Any] | None:
     """The mean of values that belong to viewers."""
     unique, inverse = np.unique(keys, return_inverse=True)
+    if len(unique) < 2:
+        return None  # of one viewer alone no draw tells anything
     sums, counts = np.bincount(inverse, values, len(unique)), np.bincount(inverse, minlength=len(unique))
     totals = np.zeros((2, draws))
     for first in range(0, len(unique), ROWS_AT_A_TIME // 32):

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tml.core.errors import ConfigError, DataError
 from tml.core.losses import binary_cross_entropy_with_logits
 from tml.projects.home.recap.calibration import calibrated_probabilities
+from tml.projects.home.recap.conditions import applies, conditions
 from tml.projects.home.recap.config import (
     DEFAULT_TASK,
     AffineMapConfig,
@@ -75,7 +76,7 @@ class HeavyRanker(nn.Module):
         self.weights = tuple(task.weight for task in tasks.values())
         self.weighting = config.task_weighting
         self.reads = tuple(config.reads(task) for task in tasks.values())
-        self.conditions = tuple(_condition(name, task, shapes) for name, task in tasks.items())
+        self.conditions = conditions(tasks, shapes)
         self.featurization = Featurization(config, shapes, generator)
         width, fields = self.featurization.out_width, self.featurization.fields
         self.backbone: nn.Module = nn.Identity()
@@ -99,21 +100,17 @@ class HeavyRanker(nn.Module):
         return self._where_it_applies(torch.cat(logits, dim=1), batch)
 
     def _where_it_applies(self, logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-        applies = self.applies(batch)
-        return logits if applies is None else torch.where(applies, logits, NEVER)
+        where = self.applies(batch)
+        return logits if where is None else torch.where(where, logits, NEVER)
 
     def applies(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         """Whether each task applies to each example, (batch, tasks) bool; None where every task always does."""
-        if not any(self.conditions):
-            return None
-        always = torch.ones_like(batch["continuous"][:, 0], dtype=torch.bool)
-        columns = [always if c is None else batch[c[0]][:, c[1]] > 0 for c in self.conditions]
-        return torch.stack(columns, dim=1)
+        return applies(self.conditions, batch)
 
     def probabilities(
         self, batch: Mapping[str, Tensor], ratios: Mapping[str, float] | None = None
     ) -> dict[str, Tensor]:
-        """The probability of each engagement, (batch,) each, by task.
+        """The probability of each engagement, (batch,) each, by task; exactly 0 where the task does not apply.
 
         Args:
             batch: inputs; labels are not looked at.
@@ -121,7 +118,11 @@ class HeavyRanker(nn.Module):
         """
         ratios = ratios or {}
         logits = zip(self.tasks, self(batch).unbind(dim=1), strict=True)
-        return {task: calibrated_probabilities(logit, ratios.get(task, 1.0)) for task, logit in logits}
+        said = {task: calibrated_probabilities(logit, ratios.get(task, 1.0)) for task, logit in logits}
+        where = self.applies(batch)
+        if where is None:
+            return said
+        return {task: torch.where(where[:, i], values, 0.0) for i, (task, values) in enumerate(said.items())}
 
     @torch.no_grad()
     def initialise_biases(self, base_rates: Mapping[str, float]) -> None:
@@ -130,13 +131,16 @@ class HeavyRanker(nn.Module):
         Without it the first hundreds of steps go into finding out that most engagements are rare.
 
         Args:
-            base_rates: the mean label of each task in the training examples; 0 and 1 are taken as 1e-6 from there.
+            base_rates: the mean label of each task in the training examples; 0 and 1 are taken as 1e-6 from there, and
+                NaN, of a task without a label that counts, leaves its tower as it is.
 
         Raises:
             DataError: when the names are not the model's tasks.
         """
         _require_same("base rates", base_rates, "the model", self.tasks, DataError)
         for task, weight in zip(self.tasks, self.pos_weights, strict=True):
+            if math.isnan(base_rates[task]):
+                continue
             rate = min(max(base_rates[task], LOWEST_BASE_RATE), 1 - LOWEST_BASE_RATE)
             logit = math.log(rate / (1 - rate)) + math.log(weight)
             tower = self.towers[tower_key(task)]
@@ -207,9 +211,9 @@ class RankerLoss(nn.Module):
         if missing:
             raise DataError(f"batch: found no label {', '.join(missing)}, the model needs one for each of its tasks")
         labels = torch.stack([batch[task] for task in self.tasks], dim=1)
-        applies = self.model.applies(batch)
-        if applies is not None:
-            labels = torch.where(applies, labels, torch.nan)
+        where = self.model.applies(batch)
+        if where is not None:
+            labels = torch.where(where, labels, torch.nan)
         logits = self.model(batch)
         losses = binary_cross_entropy_with_logits(logits, labels, pos_weight=self.pos_weight)
         by_task = dict(zip(self.tasks, losses.detach().unbind(), strict=True))
@@ -242,18 +246,6 @@ def _require_same(
         found = [f"{', '.join(only_ours)} which {theirs} lacks"] if only_ours else []
         found += [f"no {', '.join(only_theirs)} which {theirs} has"] if only_theirs else []
         raise error(f"{ours}: found {' and '.join(found)}, allowed are exactly the tasks of {theirs}")
-
-
-def _condition(name: str, task: TaskConfig, shapes: InputShapes) -> tuple[str, int] | None:
-    if task.applies_if is None:
-        return None
-    found = shapes.find(task.applies_if)
-    if found is None or found[0] == "continuous":
-        raise ConfigError(
-            f"model.tasks.{name}.applies_if: found {task.applies_if}, allowed are binary and discrete features of the "
-            "dataset, by name or as binary.0"
-        )
-    return found
 
 
 def _backbone(

@@ -22,6 +22,7 @@ from tml.core.progress import progress
 from tml.data.config import TaskConfig
 from tml.data.examples import KEYS, Schema
 from tml.data.shards import Shards
+from tml.projects.home.recap.conditions import labels_that_count
 from tml.projects.home.recap.data import RankerInputs, print_skipped
 from tml.projects.home.recap.train import RecapConfig, load_ranker, sampling_ratios
 
@@ -62,7 +63,8 @@ def predict(
             for table in shards.tables():
                 batch = {name: values.to(device) for name, values in inputs.batch(table).items()}
                 columns = {name: table[name] for name in KEYS}
-                columns |= {f"label/{task}": table[task] for task in schema.tasks}
+                labels = labels_that_count(ranker.conditions, batch)
+                columns |= {f"label/{task}": pa.array(labels[task].cpu().numpy()) for task in schema.tasks}
                 for name, given in (("ranker", batch), ("first", inputs.as_if_first(batch))):
                     said = ranker.probabilities(given, ratios)
                     columns |= {f"{name}/{task}": pa.array(said[task].cpu().numpy()) for task in schema.tasks}

@@ -20,6 +20,7 @@ from tml.data.segdense import SegdenseReader, read_schema
 from tml.data.segdense.columns import SegdenseColumns
 from tml.data.segdense.schema import FeatureNames
 from tml.projects.home.recap.calibration import sampling_ratio
+from tml.projects.home.recap.conditions import labels_that_count
 from tml.projects.home.recap.config import InputShapes, ModelConfig
 from tml.projects.home.recap.model import HeavyRanker
 from tml.projects.home.recap.published_config import PublishedConfig, PublishedData
@@ -33,14 +34,16 @@ class PublishedInputs:
 
     Args:
         config: a published configuration.
+        also: features of ids that are read beside, where the data has them.
 
     Raises:
         ConfigError: a feature that the model needs and the data lacks, or a validation set of another width.
         DataError: a schema or a mask that cannot be read.
     """
 
-    def __init__(self, config: PublishedConfig) -> None:
+    def __init__(self, config: PublishedConfig, also: Sequence[str] = ()) -> None:
         assert config.model.tasks is not None
+        self.also = tuple(also)
         self.config, self.model, self.tasks = config, config.model, tuple(config.model.tasks)
         self.widths = self._widths("train_data", config.train_data)
         for name, data in config.validation_data.items():
@@ -76,7 +79,7 @@ class PublishedInputs:
 
     def _as_batches(self, reader: SegdenseReader) -> "PublishedReader":
         large = self.model.large_embeddings
-        return PublishedReader(reader, tuple(table.column for table in large.tables) if large else ())
+        return PublishedReader(reader, (*self.also, *(table.column for table in (large.tables if large else ()))))
 
     def _segdense(
         self, data: PublishedData, rows: int, rank: int = 0, world_size: int = 1, epochs: int | None = None
@@ -106,7 +109,8 @@ class PublishedInputs:
         given = None if listed is None else {names.shown(names.find(name, "features")) for name in listed}
         known = {names.shown(feature) for feature in names.schema.values()}
         read = [name for name in dict.fromkeys(wanted) if name in known and name not in made]
-        return [name for name in read if given is None or name in given]
+        chosen = [name for name in read if given is None or name in given]
+        return [*chosen, *(name for name in self.also if name in known and name not in chosen)]
 
     def _embeddings(self, data: PublishedData) -> list[str]:
         names = _names(data)
@@ -126,7 +130,7 @@ class PublishedInputs:
 
         One example that is half positive is added, since few rows may have no positive of a rare task.
         """
-        parts = [labels_that_count(batch, model) for batch in self._first_rows()]
+        parts = [labels_that_count(model.conditions, batch) for batch in self._first_rows()]
         labels = {task: torch.cat([part[task] for part in parts]).double() for task in self.tasks}
         return {task: (float(y.nansum()) + 0.5) / (int(y.isfinite().sum()) + 1) for task, y in labels.items()}
 
@@ -179,14 +183,6 @@ class PublishedReader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a position."""
         self.reader.load_state_dict(state)
-
-
-def labels_that_count(batch: Mapping[str, Tensor], model: HeavyRanker) -> dict[str, Tensor]:
-    """Each task's labels, NaN where the task does not apply."""
-    applies = model.applies(batch)
-    if applies is None:
-        return {task: batch[task] for task in model.tasks}
-    return {task: torch.where(applies[:, i], batch[task], torch.nan) for i, task in enumerate(model.tasks)}
 
 
 def sampling_ratios(data: PublishedData, reader: PublishedReader) -> dict[str, float]:

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from tml.core.distributed import gathered, is_first_rank, unwrap
 from tml.core.progress import progress
 from tml.metrics.binary import BinaryResult
+from tml.projects.home.recap.conditions import labels_that_count
 from tml.projects.home.recap.evaluate import evaluation_table
 from tml.projects.home.recap.model import HeavyRanker, RankerLoss
 from tml.projects.home.recap.published_config import PublishedConfig, PublishedData
-from tml.projects.home.recap.published_data import PublishedInputs, PublishedReader, labels_that_count, sampling_ratios
+from tml.projects.home.recap.published_data import PublishedInputs, PublishedReader, sampling_ratios
 from tml.projects.home.recap.published_segments import SegmentedMetrics
 
 
@@ -72,7 +73,7 @@ class ValidationSets:
     def _evaluate_set(
         self, name: str, data: PublishedData, model: HeavyRanker, of_training: Mapping[str, float]
     ) -> dict[str, Any]:
-        of_set = self._sampling(data)
+        of_set = sampling_of_set(self.inputs, data, self.config.training.num_eval_steps)
         ratios = {task: of_training[task] / of_set[task] for task in model.tasks}
         metrics = SegmentedMetrics(data.evaluated, self.config.model.stratifiers or ())
         training, device, rows = self.config.training, next(model.parameters()).device, 0
@@ -81,7 +82,7 @@ class ValidationSets:
             for batch in self._batches(self.inputs.reader(data, epochs=1)):
                 on_device = {feature: values.to(device) for feature, values in batch.items()}
                 said = model.probabilities(on_device, ratios)
-                metrics.update(labels_that_count(on_device, model), said, batch.get("discrete"))
+                metrics.update(labels_that_count(model.conditions, on_device), said, batch.get("discrete"))
                 rows += len(batch["continuous"])
                 bar.advance(1)
                 is_late = time.monotonic() - start > (training.eval_timeout_in_s or math.inf)
@@ -104,13 +105,14 @@ class ValidationSets:
     def _batches(self, reader: PublishedReader) -> Iterator[dict[str, Tensor]]:
         return itertools.islice(reader, self.config.training.num_eval_steps)
 
-    def _sampling(self, data: PublishedData) -> dict[str, float]:
-        """What the set's own sampling did to each task: known only when its batches have been counted."""
-        reader = self.inputs.reader(data, epochs=1)
-        if data.preprocess.downsample_negatives is not None:
-            for _ in self._batches(reader):
-                pass
-        return sampling_ratios(data, reader)
+
+def sampling_of_set(inputs: PublishedInputs, data: PublishedData, batches: int | None) -> dict[str, float]:
+    """What a set's own sampling did to each task: known only when its batches, or so many, have been counted."""
+    reader = inputs.reader(data, epochs=1)
+    if data.preprocess.downsample_negatives is not None:
+        for _ in itertools.islice(reader, batches):
+            pass
+    return sampling_ratios(data, reader)
 
 
 def _as_model(result: BinaryResult) -> dict[str, Any]:

@@ -4,12 +4,14 @@ author_size       how many training impressions the post's author has, in bucket
 viewer_activity   how many training impressions the viewer has, in the same way
 age               the post's age when it was served, in fixed steps
 any other name    a column of the features: the values of a discrete or binary one, buckets of a continuous one
+a stratifier      of the model's config: one value of a discrete column, or each
 
 Buckets of numbers are cut at quantiles of the held-out values; equal values share a bucket, NaN and infinities have one
 of their own. Discrete values beyond the `MOST_VALUES` commonest are put together.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ import pyarrow.compute as pc
 from tml.core.errors import ConfigError
 from tml.data.examples import Schema, vector_values
 from tml.data.shards import OnError, read_part
+from tml.projects.home.recap.input_config import StratifierConfig
 
 MOST_VALUES = 12
 COUNTED = {"author_size": "author_id", "viewer_activity": "user_id"}
@@ -40,7 +43,7 @@ class Segment:
     Attributes:
         name: by what.
         labels: the name of each bucket, in order.
-        bucket: (examples,) which bucket an example is in.
+        bucket: (examples,) which bucket an example is in; -1 for none.
     """
 
     name: str
@@ -48,15 +51,57 @@ class Segment:
     bucket: Indices
 
 
-def segment_examples(examples: Path, names: Sequence[str], buckets: int, on_error: OnError = "stop") -> list[Segment]:
-    """Cut the held-out examples of a dataset, in their order, by each name.
+def segment_examples(
+    examples: Path,
+    names: Sequence[str],
+    buckets: int,
+    on_error: OnError = "stop",
+    stratifiers: Sequence[StratifierConfig] = (),
+) -> list[Segment]:
+    """Cut the held-out examples of a dataset, in their order, by each name, then by each of a model's stratifiers.
 
     Raises:
-        ConfigError: a name that is neither a column of the features nor one of the three known ones.
+        ConfigError: a name that is neither a column of the features nor one of the three known ones, or a stratifier
+            without a discrete column.
     """
     schema = Schema.read(examples)
-    values = _values(examples, schema, names, on_error)
-    return [_segment(schema, name, values[name], buckets) for name in names]
+    columns = [stratified_column(stratifier, schema) for stratifier in stratifiers]
+    values = _values(examples, schema, [*names, *columns], on_error)
+    by_name = [_segment(schema, name, values[name], buckets) for name in names]
+    return by_name + [
+        _by_stratifier(schema, stratifier, column, values[column].astype(np.int64))
+        for stratifier, column in zip(stratifiers, columns, strict=True)
+    ]
+
+
+def stratified_column(stratifier: StratifierConfig, schema: Schema) -> str:
+    """The name of the discrete column that a stratifier cuts by.
+
+    Raises:
+        ConfigError: the dataset has no such column.
+    """
+    names = [column.name for column in schema.discrete]
+    element = stratifier.index
+    if element is None:
+        if stratifier.feature in names:
+            return str(stratifier.feature)
+        vector, _, number = str(stratifier.feature).rpartition(".")
+        element = int(number) if vector == "discrete" and number.isdecimal() else len(names)
+    if element >= len(names):
+        field, found = ("feature", stratifier.feature) if stratifier.index is None else ("index", stratifier.index)
+        raise ConfigError(
+            f"model.stratifiers.{stratifier.name}.{field}: found {found}, allowed are the discrete columns 0 to "
+            f"{len(names) - 1}, {', '.join(names)}"
+        )
+    return names[element]
+
+
+def _by_stratifier(schema: Schema, stratifier: StratifierConfig, column: str, values: Indices) -> Segment:
+    words = dict(enumerate(schema.discrete[_place(schema, column)[1]].vocabulary, start=1))
+    if stratifier.value is None:
+        return _by_value(stratifier.name, values, words)
+    label = words.get(stratifier.value, UNKNOWN)
+    return Segment(stratifier.name, (label,), np.where(values == stratifier.value, 0, -1))
 
 
 def _place(schema: Schema, name: str) -> tuple[str, int]:
@@ -126,19 +171,39 @@ def _by_quantile(name: str, values: npt.NDArray[Any], buckets: int) -> Segment:
     known = np.isfinite(values)
     edges = np.unique(np.quantile(values[known], np.arange(1, buckets) / buckets)) if known.any() else np.zeros(0)
     bucket = np.searchsorted(edges, np.where(known, values, 0), side="left")
-    ends = [f"{edge:.4g}" for edge in edges]
+    ends = _distinct(edges)
     labels = [f"up to {end}" for end in ends[:1]]
     labels += [f"{low} to {high}" for low, high in itertools.pairwise(ends)]
     labels += [f"above {ends[-1]}" if ends else "all", UNKNOWN]
     return _named(name, labels, np.where(known, bucket, len(labels) - 1))
 
 
+def _distinct(edges: npt.NDArray[np.float64]) -> list[str]:
+    """Numbers in as few digits, from four on, as tell them apart."""
+    for digits in range(4, 17):
+        ends = [f"{edge:.{digits}g}" for edge in edges]
+        if len(set(ends)) == len(ends):
+            break
+    return ends
+
+
 def _by_value(name: str, values: Indices, words: Mapping[int, str]) -> Segment:
     found, counts = np.unique(values, return_counts=True)
     common = found[np.argsort(-counts, kind="stable")][:MOST_VALUES]
-    labels = [words.get(int(value), UNKNOWN) for value in common] + [OTHERS]
+    # A word of the vocabulary may be one of these two, or be there twice.
+    labels = _told_apart([words.get(int(value), UNKNOWN) for value in common] + [OTHERS])
     place = {int(value): number for number, value in enumerate(common)}
     return _named(name, labels, np.array([place.get(int(value), len(common)) for value in values], np.int64))
+
+
+def _told_apart(labels: Sequence[str]) -> list[str]:
+    """Labels of which a second of the same name gets a number."""
+    seen: Counter[str] = Counter()
+    found = []
+    for label in labels:
+        seen[label] += 1
+        found.append(label if seen[label] == 1 else f"{label} ({seen[label]})")
+    return found
 
 
 def _named(name: str, labels: Sequence[str], bucket: Indices) -> Segment:

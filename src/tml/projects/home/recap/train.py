@@ -9,7 +9,7 @@ import torch
 from pydantic import Field, PositiveInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from tml.core.config import BaseConfig, parse_config
 from tml.core.distributed import data_parallel, gathered, is_first_rank, pick_device, ranks, unwrap
@@ -18,12 +18,14 @@ from tml.core.files import whole_file
 from tml.core.memory import keep_freed_memory
 from tml.core.precision import Precision
 from tml.core.training import TrainingConfig, TrainResult, TrainState, averaged, resume, train
-from tml.data.examples import Schema, vector_values
+from tml.data.examples import Schema
 from tml.data.reader import POOL_BYTES, ExampleReader
 from tml.data.shards import OnError, Shards, read_part
 from tml.metrics.binary import BinaryMetrics
 from tml.optimizers.config import OptimizerConfig
 from tml.optimizers.schedules import LearningRate, LinearRampToCosine
+from tml.projects.home.recap.calibration import calibrated_probabilities
+from tml.projects.home.recap.conditions import Conditions, labels_that_count
 from tml.projects.home.recap.config import InputShapes, ModelConfig
 from tml.projects.home.recap.data import DEFAULT_EMBEDDINGS, EmbeddingInput, RankerInputs, print_skipped
 from tml.projects.home.recap.model import HeavyRanker, RankerLoss
@@ -122,7 +124,7 @@ def train_recap(
         on_error=config.on_error,
     )
     model = HeavyRanker(config.model, inputs.shapes(), torch.Generator().manual_seed(seed))
-    rates = _base_rates(schema, model, examples, config.on_error)
+    rates = _base_rates(inputs, model.conditions, examples, config.on_error)
     model.initialise_biases(rates)
     inputs.initialise(model.featurization)
     large = model.featurization.large
@@ -189,16 +191,18 @@ def sampling_ratios(schema: Schema) -> dict[str, float]:
     return {name: float(task["negative_sampling_rate"]) for name, task in schema.tasks.items()}
 
 
-def _base_rates(schema: Schema, model: HeavyRanker, examples: Path, on_error: OnError) -> dict[str, float]:
+def _base_rates(inputs: RankerInputs, by_task: Conditions, examples: Path, on_error: OnError) -> dict[str, float]:
     """The mean training label of each task, over the labels that count; NaN where none does."""
-    tasks = list(schema.tasks)
-    conditions = {task: found for task, found in zip(model.tasks, model.conditions, strict=True) if found}
-    columns = [*tasks, *dict.fromkeys(vector for vector, _ in conditions.values())]
+    tasks = list(by_task)
+    # Whether an embedding is known may be a condition, and is no column of the dataset.
+    columns = inputs.columns() if any(by_task.values()) else tasks
     positives, counts = torch.zeros(2, len(tasks), dtype=torch.float64)
     for table in read_part(examples, "train", columns, on_error=on_error):
-        labels = torch.stack([torch.tensor(table[task].to_numpy()) for task in tasks], dim=1).double()
-        for task, (vector, index) in conditions.items():
-            labels[torch.tensor(vector_values(table[vector])[:, index] <= 0), tasks.index(task)] = torch.nan
+        if any(by_task.values()):
+            found = labels_that_count(by_task, inputs.batch(table))
+        else:
+            found = {task: torch.tensor(table[task].to_numpy()) for task in tasks}
+        labels = torch.stack(list(found.values()), dim=1).double()
         positives += labels.nansum(dim=0)
         counts += labels.isfinite().sum(dim=0)
     return dict(zip(tasks, (positives / counts).tolist(), strict=True))
@@ -217,23 +221,26 @@ def _evaluator(inputs: RankerInputs, examples: Path, on_error: OnError) -> Calla
         parts.append(inputs.batch(table.take(np.arange(skip, table.num_rows, step))))
         skip = (skip - table.num_rows) % step
     batch = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    tasks = list(inputs.schema.tasks)
+    tasks, ratios = list(inputs.schema.tasks), sampling_ratios(inputs.schema)
 
     def evaluate(objective: nn.Module) -> dict[str, float]:
         device = next(objective.parameters()).device
         # Without the wrapper, which would have ranks wait for each other.
-        loss, outputs = unwrap(objective)({name: values.to(device) for name, values in batch.items()})
-        probabilities: Tensor = torch.sigmoid(outputs["logits"]).cpu()
-        own = [BinaryMetrics() for _ in tasks]
-        for number, task in enumerate(tasks):
-            own[number].update(batch[task].numpy(), probabilities[:, number].numpy())
-        of_ranks = gathered((float(loss), len(probabilities), own))
+        ranker_loss = unwrap(objective)
+        assert isinstance(ranker_loss, RankerLoss)
+        loss, outputs = ranker_loss({name: values.to(device) for name, values in batch.items()})
+        labels = labels_that_count(ranker_loss.model.conditions, batch)
+        own = {task: BinaryMetrics() for task in tasks}
+        for task, logits in zip(ranker_loss.tasks, outputs["logits"].cpu().unbind(dim=1), strict=True):
+            # The held-out part is not sampled.
+            own[task].update(labels[task].numpy(), calibrated_probabilities(logits, ratios[task]).numpy())
+        of_ranks = gathered((float(loss), len(outputs["logits"]), own))
         rows = sum(count for _, count, _ in of_ranks)
         measured = {"loss": sum(loss * (count / rows) for loss, count, _ in of_ranks)}
-        for number, task in enumerate(tasks):
+        for task in tasks:
             metrics = BinaryMetrics()
             for _, _, others in of_ranks:
-                metrics.merge(others[number])
+                metrics.merge(others[task])
             values = metrics.compute()
             for name, value in (("auc", values.auc), ("rce", values.rce)):
                 if value is not None:
