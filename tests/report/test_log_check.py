@@ -110,5 +110,5 @@ def test_a_log_of_hours_with_labels_inline(folder: Path) -> None:
 
 def test_a_file_that_cannot_be_written(check: LogCheck, folder: Path) -> None:
     (folder / "file").write_text("")
-    with pytest.raises(UserError, match=r"file/check\.html: not a file that can be written"):
+    with pytest.raises(UserError, match=r"file/check\.html: cannot be written, its folder cannot be made"):
         write_check(check, folder / "file" / "check.html")
