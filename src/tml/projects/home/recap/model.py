@@ -32,6 +32,7 @@ from tml.projects.home.recap.config import (
 from tml.projects.home.recap.experts import PLE, MMoE
 from tml.projects.home.recap.featurize import Featurization
 from tml.projects.home.recap.networks import Network, build_network, last_linear
+from tml.projects.home.recap.side_by_side import can_join, joined_logits
 from tml.projects.home.recap.task_weights import GradNorm, UncertaintyWeights
 
 LOWEST_BASE_RATE = 1e-6
@@ -92,9 +93,12 @@ class HeavyRanker(nn.Module):
         """Logits (batch, tasks), the tasks in the order of `self.tasks`; about `NEVER` where a task does not apply."""
         inputs = self.featurization(batch)
         outputs = self.backbone(inputs)
+        towers = [*self.towers.values()]
+        if isinstance(outputs, Tensor) and {*self.reads} == {"backbone"} and can_join(towers, outputs):
+            return self._where_it_applies(joined_logits(towers, outputs), batch)
         shared = outputs if isinstance(outputs, tuple) else (outputs,) * len(self.tasks)
         logits = []
-        for tower, own, reads in zip(self.towers.values(), shared, self.reads, strict=True):
+        for tower, own, reads in zip(towers, shared, self.reads, strict=True):
             logits.append(tower(_choose(reads, own, inputs)))
         return self._where_it_applies(torch.cat(logits, dim=1), batch)
 
