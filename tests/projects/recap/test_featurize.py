@@ -24,7 +24,8 @@ from tml.projects.home.recap.config import (
     SmallTableConfig,
     ZScoreLogConfig,
 )
-from tml.projects.home.recap.featurize import DoubleNormLog, Featurization, UnbiasedBatchNorm, build_dense
+from tml.projects.home.recap.double_norm_log import DoubleNormLog, UnbiasedBatchNorm
+from tml.projects.home.recap.featurize import Featurization, build_dense
 
 ROWS, CONTINUOUS, BINARY = 40, 5, 3
 

@@ -12,7 +12,6 @@ output of the block before it as h, and still the network's input as v. An MLP m
 Either way every block's W1 is applied to the same v: they are one matrix here, and one multiplication.
 """
 
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -31,6 +31,7 @@ from tml.projects.home.recap.config import (
 )
 from tml.projects.home.recap.experts import PLE, MMoE
 from tml.projects.home.recap.featurize import Featurization
+from tml.projects.home.recap.mask_net import MaskNet
 from tml.projects.home.recap.networks import Network, build_network, last_linear
 from tml.projects.home.recap.side_by_side import can_join, joined_logits
 from tml.projects.home.recap.task_weights import GradNorm, UncertaintyWeights
@@ -84,6 +85,8 @@ class HeavyRanker(nn.Module):
         if config.backbone is not None:
             self.backbone = backbone = _backbone(config.backbone, len(tasks), width, fields, generator)
             widths |= {"backbone": backbone.out_width, "both": backbone.out_width + width}
+        if isinstance(self.backbone, MaskNet) and {*self.reads} == {"backbone"}:
+            self.featurization.round()  # as a MaskNet does before all else
         self.towers = nn.ModuleDict()
         for (name, task), reads in zip(tasks.items(), self.reads, strict=True):
             parts = () if reads == "backbone" else fields
