@@ -104,7 +104,7 @@ class Copies:
         sizes = [len(weight) for weight in weights]
         joint = torch.empty(sum(sizes), *weights[0].shape[1:], dtype=torch.bfloat16, device=weights[0].device)
         self._joint = {others: copy for others, copy in self._joint.items() if not {*others} & {*weights}}
-        for weight, copy in zip(weights, joint.split(sizes), strict=True):
+        for weight, copy in zip(weights, torch.split(joint, sizes), strict=True):
             self._copies[weight] = copy
             self._fresh.pop(weight, None)
             if weight in self.kept and weight.grad is None:
@@ -158,7 +158,7 @@ def copy_of(*weights: Tensor) -> Tensor:
 
 def product(left: Tensor, right: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """left·rightᵀ + bias, clipped at zero if asked: left (n, k), right (m, k) and bias (m,) to (n, m)."""
-    if left.dtype is torch.bfloat16 and torch.backends.mkldnn.is_available():
+    if left.dtype is torch.bfloat16 and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         kernel = torch.ops.mkldnn._linear_pointwise
         outputs: Tensor = kernel(left, right, bias, "relu" if relu else "none", [], "")
         return outputs
@@ -177,7 +177,7 @@ def transposed(matrix: Tensor) -> Tensor:
     """The transpose in memory of its own, as a left factor."""
     rows, columns = matrix.shape
     out = left_factor(matrix, columns, rows)
-    for part, given in zip(out.split(ROWS, dim=1), matrix.split(ROWS), strict=True):
+    for part, given in zip(torch.split(out, ROWS, dim=1), torch.split(matrix, ROWS), strict=True):
         part.copy_(given.t())
     return out
 
@@ -203,8 +203,8 @@ class _Linear(torch.autograd.Function):
             gradient = torch.ops.aten.threshold_backward(gradient, outputs, 0)
         needs_inputs, _, _, *needs = ctx.needs_input_grad
         of_inputs = product(gradient, copy.t()) if needs_inputs else None
-        weights = (transposed(gradient) @ inputs).split(ctx.sizes) if any(needs[::2]) else ()
-        biases = gradient.sum(0).split(ctx.sizes) if any(needs[1::2]) else ()
+        weights = torch.split(transposed(gradient) @ inputs, ctx.sizes) if any(needs[::2]) else ()
+        biases = torch.split(gradient.sum(0), ctx.sizes) if any(needs[1::2]) else ()
         factors: list[Tensor | None] = [None] * len(needs)
         factors[::2] = [*weights] or factors[::2]
         factors[1::2] = [*biases] or factors[1::2]

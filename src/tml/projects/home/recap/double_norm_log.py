@@ -52,6 +52,7 @@ class UnbiasedBatchNorm(nn.BatchNorm1d):
     def update(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Take a batch (batch, width) into the running statistics; returns its mean and its (biased) variance."""
         assert self.num_batches_tracked is not None
+        assert self.momentum is not None
         self.num_batches_tracked.add_(1)
         mean, variance = torch.batch_norm_update_stats(inputs, self.running_mean, self.running_var, self.momentum)
         return mean, variance
@@ -76,7 +77,7 @@ def signed_log(continuous: Tensor) -> Tensor:
         finite = torch.nan_to_num(continuous, nan=0.0, posinf=0.0, neginf=0.0)
         return torch.copysign(torch.log1p(finite.abs()), finite)
     logs = torch.empty_like(continuous)
-    for values, out in zip(continuous.split(ROWS), logs.split(ROWS), strict=True):
+    for values, out in zip(torch.split(continuous, ROWS), torch.split(logs, ROWS), strict=True):
         torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0, out=out)
         torch.copysign(out.abs().log1p_(), out, out=out)
     return logs
@@ -122,12 +123,12 @@ class _NormClipNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, settings: tuple[float, float, float], dtype: torch.dtype, *tensors: Tensor) -> Tensor:
-        logs, binary, _, _, *factors = tensors
+        logs, binary, _, _, _, _, scale, shift = tensors
         ctx.settings = settings
         ctx.save_for_backward(*tensors)
         outputs = logs.new_empty(len(logs), logs.shape[1] + binary.shape[1], dtype=dtype)
-        for (_, _, joined), out in zip(_walk(settings, *tensors), outputs.split(ROWS), strict=True):
-            out.copy_(F.layer_norm(joined, joined.shape[1:], *factors[2:], settings[2]))
+        for (_, _, joined), out in zip(_walk(settings, *tensors), torch.split(outputs, ROWS), strict=True):
+            out.copy_(F.layer_norm(joined, joined.shape[1:], scale, shift, settings[2]))
         return outputs
 
     @staticmethod
@@ -139,7 +140,7 @@ class _NormClipNorm(torch.autograd.Function):
         deviation = (variance + batch_epsilon).rsqrt()
         totals = [torch.zeros_like(factor) for factor in factors]
         for (part, normal, joined), given in zip(
-            _walk(ctx.settings, *ctx.saved_tensors), gradients[0].split(ROWS), strict=True
+            _walk(ctx.settings, *ctx.saved_tensors), torch.split(gradients[0], ROWS), strict=True
         ):
             gradient = given.to(logs.dtype)
             _, *rows = torch.native_layer_norm(joined, joined.shape[1:], row_scale, row_shift, row_epsilon)
@@ -159,6 +160,6 @@ def _walk(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """A few rows at a time: the logs, their batch norm, and that clipped and with the binary features beside it."""
     clip, epsilon, _ = settings
-    for part, flags in zip(logs.split(ROWS), binary.split(ROWS), strict=True):
-        normal = F.batch_norm(part, mean, variance, *factors[:2], False, 0.0, epsilon)
+    for part, flags in zip(torch.split(logs, ROWS), torch.split(binary, ROWS), strict=True):
+        normal = F.batch_norm(part, mean, variance, factors[0], factors[1], False, 0.0, epsilon)
         yield part, normal, torch.cat([normal.clamp(-clip, clip), flags], dim=1)

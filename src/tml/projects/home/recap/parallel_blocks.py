@@ -41,7 +41,7 @@ class _Masked(torch.autograd.Function):
         joint, seconds = copies
         sizes = [copy.shape[1] for copy in seconds]
         _, bias, *others = factors
-        firsts = zip(joint.split(sizes), bias.split(sizes), strict=True)
+        firsts = zip(torch.split(joint, sizes), torch.split(bias, sizes), strict=True)
         aggregated = [product(inputs, copy, part, relu=True) for copy, part in firsts]
         masks = [product(a, copy, b) for a, copy, b in zip(aggregated, seconds, others[1::2], strict=True)]
         ctx.save_for_backward(inputs, joint, *aggregated, *seconds, *masks)
@@ -57,10 +57,10 @@ class _Masked(torch.autograd.Function):
         turned = left_factor(inputs, *reversed(inputs.shape))
         of_aggregated = left_factor(inputs, len(inputs), len(joint))
         factors: list[Tensor] = []
-        columns = of_aggregated.split([len(copy.t()) for copy in copies], dim=1)
+        columns = torch.split(of_aggregated, [copy.shape[1] for copy in copies], dim=1)
         for gradient, a, copy, mask, out in zip(gradients, aggregated, copies, masks, columns, strict=True):
             tensors = (gradient, mask, inputs, of_inputs, of_mask, turned.t())
-            for g, m, x, total, of_m, across in zip(*(tensor.split(ROWS) for tensor in tensors), strict=True):
+            for g, m, x, total, of_m, across in zip(*(torch.split(tensor, ROWS) for tensor in tensors), strict=True):
                 total.addcmul_(g, m)
                 across.copy_(torch.mul(g, x, out=of_m))
             factors += [turned @ a, of_mask.sum(0)]
@@ -86,7 +86,7 @@ class _Normed(torch.autograd.Function):
         widths = [x.shape[1] for x in inputs]
         outputs = inputs[0].new_empty(len(inputs[0]), sum(widths))
         statistics: list[Tensor] = []
-        parts = zip(inputs, factors[::2], factors[1::2], settings, outputs.split(widths, dim=1), strict=True)
+        parts = zip(inputs, factors[::2], factors[1::2], settings, torch.split(outputs, widths, dim=1), strict=True)
         for x, weight, bias, (epsilon, clips), out in parts:
             normal, *found = torch.native_layer_norm(x, weight.shape, weight, bias, epsilon)
             statistics += found
@@ -105,7 +105,7 @@ class _Normed(torch.autograd.Function):
         outputs, *saved = ctx.saved_tensors
         inputs, factors, statistics = saved[:number], saved[number : 3 * number], saved[3 * number :]
         widths = [x.shape[1] for x in inputs]
-        columns = (tensor.split(widths, dim=1) for tensor in (gradients[0], outputs))
+        columns = (torch.split(tensor, widths, dim=1) for tensor in (gradients[0], outputs))
         of_inputs: list[Tensor] = []
         of_factors: list[Tensor] = []
         for i, (gradient, out) in enumerate(zip(*columns, strict=True)):

@@ -13,7 +13,7 @@ The numbers are those of one tower after the other, but for the order of sums an
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,7 @@ LEVELS = 1 << 16
 """How many values a random number of dropout has."""
 
 
-def can_join(towers: Sequence[nn.Module], inputs: Tensor) -> bool:
+def can_join(towers: Sequence[nn.Module], inputs: Tensor) -> TypeGuard[Sequence[MLP]]:
     """Whether towers that read these inputs can be computed by `joined_logits`: all in training, and of one form."""
     if not in_bfloat16(inputs) or inputs.ndim != 2 or not all(isinstance(tower, MLP) for tower in towers):
         return False
@@ -44,7 +44,7 @@ def joined_logits(towers: Sequence[MLP], inputs: Tensor) -> Tensor:
         outputs = _normalised(outputs, [tower.norms[depth] for tower in towers if tower.norms])
         outputs = _Activation.apply(outputs, [tower.dropout for tower in towers])  # type: ignore[no-untyped-call]
     with torch.autocast("cpu", enabled=False):
-        weights = torch.block_diag(*(layer.weight for layer in last))
+        weights = torch.block_diag(*(layer.weight for layer in last))  # type: ignore[no-untyped-call]
         return F.linear(outputs.float(), weights, torch.cat([layer.bias for layer in last]))
 
 
@@ -73,8 +73,10 @@ def _normalised(inputs: Tensor, norms: Sequence[nn.BatchNorm1d]) -> Tensor:
     width = norms[0].num_features
     for name, joint in (("running_mean", mean), ("running_var", variance)):
         assert joint is not None
-        torch._foreach_copy_([getattr(norm, name) for norm in norms], joint.split(width))
-    torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
+        torch._foreach_copy_([getattr(norm, name) for norm in norms], torch.split(joint, width))
+    for norm in norms:
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.add_(1)
     return outputs
 
 
