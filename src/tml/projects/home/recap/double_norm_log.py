@@ -158,8 +158,16 @@ class _NormClipNorm(torch.autograd.Function):
 def _walk(
     settings: tuple[float, float, float], logs: Tensor, binary: Tensor, mean: Tensor, variance: Tensor, *factors: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """A few rows at a time: the logs, their batch norm, and that clipped and with the binary features beside it."""
+    """A few rows at a time: the logs, their batch norm, and that clipped and with the binary features beside it.
+
+    The last is in memory that the next rows take over.
+    """
     clip, epsilon, _ = settings
+    width = logs.shape[1]
+    memory = logs.new_empty(min(ROWS, len(logs)), width + binary.shape[1])
     for part, flags in zip(torch.split(logs, ROWS), torch.split(binary, ROWS), strict=True):
         normal = F.batch_norm(part, mean, variance, factors[0], factors[1], False, 0.0, epsilon)
-        yield part, normal, torch.cat([normal.clamp(-clip, clip), flags], dim=1)
+        joined = memory[: len(part)]
+        torch.clamp(normal, -clip, clip, out=joined[:, :width])
+        joined[:, width:] = flags
+        yield part, normal, joined

@@ -17,8 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from tml.core.bfloat16 import copy_of, left_factor, product, transposed
 
-ROWS = 64
-"""Rows at a time: at the published width four tensors of them are a mebibyte and a half."""
+ROWS = 32
+"""Rows at a time for each thread: at the published width six tensors of them are a mebibyte."""
 
 
 def masked(inputs: Tensor, aggregate: nn.Linear, masks: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
@@ -54,13 +54,14 @@ class _Masked(torch.autograd.Function):
         number = len(gradients)
         aggregated, copies, masks = (saved[start : start + number] for start in range(0, 3 * number, number))
         of_inputs, of_mask = torch.zeros_like(inputs), torch.empty_like(inputs)
+        rows = ROWS * torch.get_num_threads()
         turned = left_factor(inputs, *reversed(inputs.shape))
         of_aggregated = left_factor(inputs, len(inputs), len(joint))
         factors: list[Tensor] = []
         columns = torch.split(of_aggregated, [copy.shape[1] for copy in copies], dim=1)
         for gradient, a, copy, mask, out in zip(gradients, aggregated, copies, masks, columns, strict=True):
             tensors = (gradient, mask, inputs, of_inputs, of_mask, turned.t())
-            for g, m, x, total, of_m, across in zip(*(torch.split(tensor, ROWS) for tensor in tensors), strict=True):
+            for g, m, x, total, of_m, across in zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True):
                 total.addcmul_(g, m)
                 across.copy_(torch.mul(g, x, out=of_m))
             factors += [turned @ a, of_mask.sum(0)]
