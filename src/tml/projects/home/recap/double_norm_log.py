@@ -71,9 +71,14 @@ class UnbiasedBatchNorm(nn.BatchNorm1d):
         return F.batch_norm(inputs, mean, variance, self.weight, self.bias, training=False, eps=self.eps)
 
 
+def _in_the_cache(tensor: Tensor) -> bool:
+    """Whether it is worth while to go a few rows at a time."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def signed_log(continuous: Tensor) -> Tensor:
     """sign(x)·log(1 + |x|); NaN and infinities count as 0."""
-    if continuous.requires_grad:
+    if continuous.requires_grad or not _in_the_cache(continuous):
         finite = torch.nan_to_num(continuous, nan=0.0, posinf=0.0, neginf=0.0)
         return torch.copysign(torch.log1p(finite.abs()), finite)
     logs = torch.empty_like(continuous)
@@ -113,7 +118,7 @@ class DoubleNormLog(nn.Module):
 
     @staticmethod
     def _walks(logs: Tensor, binary: Tensor, tensors: tuple[Tensor | None, ...]) -> bool:
-        if logs.device.type != "cpu" or torch.compiler.is_compiling() or logs.requires_grad or binary.requires_grad:
+        if logs.requires_grad or binary.requires_grad or not _in_the_cache(logs):
             return False
         return len(logs) > 1 and all(tensor is not None and tensor.dtype is logs.dtype for tensor in (*tensors, binary))
 
