@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tml.core.bfloat16 import Copies, Linear, in_bfloat16, linear
+from tml.core.bfloat16 import Copies, Linear, in_bfloat16, left_factor, linear, linears, product, transposed
 from tml.core.precision import SMALLEST, Numbers, multiplies_bfloat16, numbers
 from tml.core.step import take_step
 from tml.core.train_state import TrainState
@@ -86,6 +86,63 @@ def test_a_copy_follows_whatever_is_written_to_its_weight() -> None:
     copies.forget()
     torch.optim.Adam([weight], lr=0.1, fused=True).step()  # moves no version
     check()
+
+
+def test_joint_copies_follow_and_take_over_from_single_ones() -> None:
+    weights = [nn.Parameter(torch.randn(rows, 4)) for rows in (3, 1, 2)]
+    copies = Copies()
+    single = copies.of(weights[1])
+    joint = copies.of(*weights)
+    torch.testing.assert_close(joint, torch.cat(weights).detach().bfloat16(), rtol=0, atol=0)
+    assert copies.of(*weights) is joint
+    assert copies.to_write(weights[1]).data_ptr() == joint[3:4].data_ptr() != single.data_ptr()
+    with torch.no_grad():
+        weights[2].mul_(2)
+    torch.testing.assert_close(copies.of(*weights), torch.cat(weights).detach().bfloat16(), rtol=0, atol=0)
+    # A weight alone again: memory of its own, and the joint copy of the others is made anew.
+    torch.testing.assert_close(copies.of(weights[0]), weights[0].detach().bfloat16(), rtol=0, atol=0)
+    torch.testing.assert_close(copies.of(*weights), torch.cat(weights).detach().bfloat16(), rtol=0, atol=0)
+
+
+def test_layers_of_the_same_inputs_are_one_product() -> None:
+    torch.manual_seed(0)
+    layers, inputs = [nn.Linear(37, outputs) for outputs in (5, 12)], torch.randn(70, 37, requires_grad=True)
+    tensors = [inputs, *(parameter for layer in layers for parameter in layer.parameters())]
+    with autocast():
+        joint = linears(inputs, layers)
+        single = torch.cat([linear(inputs, layer.weight, layer.bias) for layer in layers], dim=1)
+    found = [[outputs, *torch.autograd.grad(outputs.square().sum(), tensors)] for outputs in (joint, single)]
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours - theirs).norm() <= 2 * ROUNDING * theirs.norm()
+
+
+def test_a_clipped_product_and_its_gradients_are_those_of_relu_after_it() -> None:
+    given = factors()
+    with autocast():
+        clipped, plain = linear(*given, relu=True), F.relu(linear(*given))
+    found = [[outputs, *torch.autograd.grad(outputs.sum(), given)] for outputs in (clipped, plain)]
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    torch.testing.assert_close(linear(*given, relu=True), F.relu(F.linear(*given)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rows", [1, 33, 70])
+def test_a_left_factor_is_read_as_if_nothing_were_beside_it(rows: int) -> None:
+    """oneDNN reads past the end of a row whose length is no multiple of 32."""
+    torch.full((500, 500), torch.nan)  # what memory may hold
+    matrix, other = torch.randn(rows, 40).bfloat16(), torch.randn(rows, 50).bfloat16()
+    turned = transposed(matrix)
+    torch.testing.assert_close(turned, matrix.t(), rtol=0, atol=0)
+    expected = matrix.t().double() @ other.double()
+    torch.testing.assert_close((turned @ other).double(), expected, rtol=ROUNDING, atol=0.01)
+    wide = left_factor(matrix, *matrix.shape)
+    assert wide._base is not None
+    assert not wide._base[:, 40:].any()
+
+
+def test_a_product_of_other_numbers_is_exact() -> None:
+    left, right, bias = (tensor.detach().double() for tensor in factors())
+    torch.testing.assert_close(product(left, right, bias, relu=True), F.relu(F.linear(left, right, bias)))
 
 
 class Net(nn.Module):

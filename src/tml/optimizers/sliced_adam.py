@@ -13,7 +13,7 @@ from torch import Tensor
 from tml.core.bfloat16 import Copies
 
 SLICE = 1 << 16
-"""Elements: weight, gradient and two moments take a mebibyte."""
+"""Elements for each thread: weight, gradient and two moments take a mebibyte."""
 
 
 def can_slice(optimizer: torch.optim.Optimizer, parameter: Tensor) -> bool:
@@ -61,9 +61,10 @@ def _update(parameter: Tensor, group: dict[str, Any], state: dict[str, Any], cop
     tensors = (parameter.detach(), parameter.grad, state["exp_avg"], state["exp_avg_sq"], copies.to_write(parameter))
     settings = {name: group[name] for name in ("lr", "eps", "weight_decay", "amsgrad", "maximize")}
     settings["beta1"], settings["beta2"] = group["betas"]
-    buffer = torch.empty(SLICE)
+    size = SLICE * torch.get_num_threads()
+    buffer = torch.empty(size)
     update = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
-    slices = zip(*(tensor.view(-1).split(SLICE) for tensor in tensors), strict=True)
+    slices = zip(*(tensor.view(-1).split(size) for tensor in tensors), strict=True)
     for weight, gradient, mean, square, half in slices:
         wide = buffer[: len(weight)].copy_(gradient)
         update([weight], [wide], [mean], [square], [], [state["step"]], **settings)

@@ -201,7 +201,7 @@ def test_a_tower_starts_at_the_base_rate_of_the_examples_that_its_task_applies_t
     table = pq.read_table(examples / "train")
     has_video = np.array(table["binary"].to_pylist())[:, 1] > 0
     rate = table["is_played"].to_numpy()[has_video].mean()
-    bias = load_ranker(tmp_path / "model.safetensors").towers["is_played"].last_linear.bias.item()
+    bias = load_ranker(tmp_path / "model.safetensors").towers["is_played"].linears[-1].bias.item()
     assert bias == pytest.approx(np.log(rate / (1 - rate)), abs=0.01)
 
 

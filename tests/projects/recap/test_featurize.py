@@ -24,7 +24,8 @@ from tml.projects.home.recap.config import (
     SmallTableConfig,
     ZScoreLogConfig,
 )
-from tml.projects.home.recap.featurize import DoubleNormLog, Featurization, UnbiasedBatchNorm, build_dense
+from tml.projects.home.recap.double_norm_log import DoubleNormLog, UnbiasedBatchNorm
+from tml.projects.home.recap.featurize import Featurization, build_dense
 
 ROWS, CONTINUOUS, BINARY = 40, 5, 3
 
@@ -330,3 +331,34 @@ def test_a_missing_column_of_ids_is_named() -> None:
         Featurization(WITH_ALL, NAMED)(inputs)
     with pytest.raises(DataError, match=r"user_id: found the shape \(40, 1\), the model needs \(batch,\)"):
         Featurization(WITH_ALL, NAMED)({**inputs, "user_id": torch.zeros(ROWS, 1, dtype=torch.int64)})
+
+
+@pytest.mark.parametrize("rows", [2, 128, 300])
+def test_two_walks_give_the_outputs_gradients_and_statistics_of_the_layers(rows: int) -> None:
+    torch.manual_seed(0)
+    dense = DoubleNormLog(DoubleNormLogConfig(clip_magnitude=1.5), 7, 3).double()
+    for parameter in dense.parameters():
+        torch.nn.init.normal_(parameter)
+    continuous = torch.randn(rows, 7, dtype=torch.float64) * 100
+    continuous[0, :3] = torch.tensor([math.nan, math.inf, -math.inf])
+    binary = torch.randint(0, 2, (rows, 3)).double()
+    found = []
+    for learns in (False, True):  # inputs that need a gradient go through the layers
+        dense.batch_norm.reset_running_stats()
+        outputs = dense(continuous.clone().requires_grad_(learns), binary)
+        gradients = torch.autograd.grad((outputs * torch.arange(10)).square().sum(), [*dense.parameters()])
+        found.append([outputs, *gradients, *(buffer.clone() for buffer in dense.buffers())])
+    assert (found[0][0] - found[1][0]).abs().max() < 1e-10
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_features_come_rounded_where_the_network_rounds_them_first() -> None:
+    featurization = Featurization(ModelConfig(), InputShapes(continuous=4, binary=2, tasks=("a",)))
+    batch = {"continuous": torch.randn(9, 4) * 10, "binary": torch.ones(9, 2)}
+    whole = featurization(batch)
+    featurization.round()
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = featurization(batch)
+    torch.testing.assert_close(rounded, whole.bfloat16(), rtol=0, atol=0)
+    torch.testing.assert_close(featurization(batch), whole)

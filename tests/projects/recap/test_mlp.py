@@ -54,7 +54,7 @@ def test_one_layer_without_final_activation_is_linear() -> None:
 def test_batch_norm_has_no_parameters_and_evaluates_with_running_statistics() -> None:
     mlp, inputs = make(MlpConfig(layer_sizes=(4, 1), batch_norm=BatchNormConfig(momentum=0.1)))
     assert sum(p.numel() for p in mlp.parameters()) == WIDTH * 4 + 4 + 4 + 1
-    linear, last = mlp.layers[0], mlp.last_linear
+    linear, last = mlp.layers[0], mlp.linears[-1]
     mlp(inputs)
     h = linear(inputs).detach().numpy()
     mean, variance = 0.1 * h.mean(axis=0), 0.9 + 0.1 * h.var(axis=0, ddof=1)

@@ -410,7 +410,7 @@ def test_an_affine_map_scales_and_shifts_the_logit_and_starts_at_the_base_rate(t
     assert learnt == ({"scale", "bias"} if trainable else set())
     model.initialise_biases(dict.fromkeys(TASKS, 0.1))
     for tower in model.towers.values():
-        torch.nn.init.zeros_(tower.network.last_linear.weight)
+        torch.nn.init.zeros_(tower.network.linears[-1].weight)
     torch.testing.assert_close(torch.sigmoid(model(batch)), torch.full((32, 3), 0.1))
 
 

@@ -2,34 +2,23 @@
 
 Counts and rates span many orders of magnitude; every way to read them begins with their signed logarithm. It may be all
 (**log1p**), be clipped (**clipped log1p**), or be taken less its mean in training and by its deviation (**z-score
-log**), with the statistics of the dataset's `schema.json`. **Double norm log**, as published, is
-
-    x ↦ 0 where x is not finite
-      ↦ sign(x)·log(1 + |x|)
-      ↦ batch norm, clipped to ±5
-      ↦ layer norm over the row, together with the binary features
+log**), with the statistics of the dataset's `schema.json`. **Double norm log**, as published, has two norms after it
+(`double_norm_log`).
 
 Each pre-trained embedding gets a layer norm of its own, be it looked up on the way or a table that is trained on; each
 discrete column a small table of trained vectors, whose row 0 stands for an unknown value and for every index outside
 the table; ids get vectors of large tables. All of it is concatenated.
-
-The published layer norm adds an epsilon of 0 to the variance: a row of equal values gives 0/0. An epsilon below
-`EPSILON_FLOOR` is raised to it. That is under float32's resolution for a row with a variance near one, as rows have
-after a batch norm, and gives a row of equal values a finite output and gradient.
 """
 
-import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from tml.core.bfloat16 import in_bfloat16
 from tml.core.errors import ConfigError, DataError
 from tml.embeddings.local import sparse_table
 from tml.projects.home.recap.config import (
-    BatchNormConfig,
-    DoubleNormLogConfig,
     FeaturizationConfig,
     InputShapes,
     ModelConfig,
@@ -37,72 +26,10 @@ from tml.projects.home.recap.config import (
     ZScoreLogConfig,
 )
 from tml.projects.home.recap.discrete import build_small_embeddings
+from tml.projects.home.recap.double_norm_log import DoubleNormLog, signed_log
 from tml.projects.home.recap.large_embeddings import LargeEmbeddings, read_rows
 from tml.projects.home.recap.position import PositionDebias
 from tml.projects.home.recap.sequence import SequenceAttention
-
-EPSILON_FLOOR = 1e-8
-
-
-class UnbiasedBatchNorm(nn.BatchNorm1d):
-    """Batch norm whose running statistics carry nothing of the values they start from.
-
-    Running averages begin at an arbitrary value, whose share after n batches is (1 - momentum)^n: 0.08 after 250
-    batches at the published momentum of 0.01. A short run would be evaluated with a variance that no batch had. Here
-    they begin at zero and are divided by 1 - (1 - momentum)^n when used, as in Adam. In training it is
-    `torch.nn.BatchNorm1d`.
-    """
-
-    def __init__(self, width: int, config: BatchNormConfig) -> None:
-        super().__init__(width, affine=config.affine, momentum=config.momentum)
-        self.decay = math.log1p(-config.momentum)
-
-    def reset_running_stats(self) -> None:
-        """Forget every batch."""
-        super().reset_running_stats()
-        if self.running_var is not None:
-            self.running_var.zero_()
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Inputs (batch, width) to outputs of the same shape."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        if self.training:
-            return super().forward(inputs)
-        batches = self.num_batches_tracked
-        share = -torch.expm1(batches.clamp(min=1) * self.decay)
-        variance = torch.where(batches > 0, self.running_var / share, 1.0)
-        mean = self.running_mean / share
-        return F.batch_norm(inputs, mean, variance, self.weight, self.bias, training=False, eps=self.eps)
-
-
-def signed_log(continuous: Tensor) -> Tensor:
-    """sign(x)·log(1 + |x|); NaN and infinities count as 0."""
-    finite = torch.nan_to_num(continuous, nan=0.0, posinf=0.0, neginf=0.0)
-    if continuous.requires_grad:
-        return torch.copysign(torch.log1p(finite.abs()), finite)
-    return finite.abs().log1p_().copysign_(finite)
-
-
-class DoubleNormLog(nn.Module):
-    """Continuous (batch, C) and binary (batch, B) features to (batch, C + B)."""
-
-    def __init__(self, config: DoubleNormLogConfig, continuous: int, binary: int) -> None:
-        super().__init__()
-        self.clip = config.clip_magnitude
-        self.batch_norm = UnbiasedBatchNorm(continuous, config.batch_norm_config)
-        norm = config.layer_norm_config
-        self.layer_norm = nn.LayerNorm(
-            continuous + binary, eps=max(norm.epsilon, EPSILON_FLOOR), elementwise_affine=norm.scale, bias=norm.center
-        )
-
-    def forward(self, continuous: Tensor, binary: Tensor) -> Tensor:
-        """Continuous may hold NaN and infinities, which count as 0."""
-        # `hardtanh_` is `clamp`, but that it overwrites its input and reads its output in the backward.
-        clipped = F.hardtanh_(self.batch_norm(signed_log(continuous)), -self.clip, self.clip)
-        outputs: Tensor = self.layer_norm(torch.cat([clipped, binary], dim=1))
-        return outputs
 
 
 class SignedLog(nn.Module):
@@ -217,6 +144,13 @@ class Featurization(nn.Module):
         if config.position_debias_config:
             self._add_position(config.position_debias_config, shapes, generator)
         self.out_width = shapes.continuous + (shapes.binary if self.reads_binary else 0) + sum(self.fields)
+        self.rounds = False
+
+    def round(self) -> None:
+        """From now on give what the model's numbers are: for a network that rounds its inputs before all else."""
+        self.rounds = True
+        if isinstance(self.dense, DoubleNormLog):
+            self.dense.rounds = True
 
     def _add_position(
         self, config: PositionDebiasConfig, shapes: InputShapes, generator: torch.Generator | None
@@ -255,6 +189,8 @@ class Featurization(nn.Module):
             parts.append(self.sequence(batch))
         if self.position is not None:
             parts.append(self.position(batch))
+        if self.rounds and in_bfloat16(continuous):
+            parts = [part.bfloat16() for part in parts]
         return torch.cat(parts, dim=1)
 
     def _vectors(self, name: str, given: Tensor) -> Tensor:

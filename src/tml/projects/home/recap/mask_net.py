@@ -12,17 +12,14 @@ output of the block before it as h, and still the network's input as v. An MLP m
 Either way every block's W1 is applied to the same v: they are one matrix here, and one multiplication.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from tml.core.bfloat16 import Linear, in_bfloat16
 from tml.projects.home.recap.config import MaskBlockConfig, MaskNetConfig
 from tml.projects.home.recap.mlp import MLP
+from tml.projects.home.recap.parallel_blocks import masked, normed
 
 
 class MaskBlock(nn.Module):
@@ -45,11 +42,7 @@ class MaskBlock(nn.Module):
         """Inputs h (batch, width) and the aggregated instance (batch, aggregation) to (batch, output_size)."""
         if self.input_norm is not None:
             inputs = self.input_norm(inputs)
-        return self.after_product(self.mask(aggregated) * inputs)
-
-    def after_product(self, product: Tensor) -> Tensor:
-        """From mask ⊙ h (batch, width) on."""
-        outputs: Tensor = self.norm(self.hidden(product))
+        outputs: Tensor = self.norm(self.hidden(self.mask(aggregated) * inputs))
         return F.relu(outputs, inplace=True) if self.activates else outputs
 
 
@@ -85,43 +78,23 @@ class MaskNet(nn.Module):
         """Inputs (batch, width) to outputs (batch, out_width)."""
         if in_bfloat16(inputs):
             inputs = inputs.bfloat16()  # once for all blocks
+        blocks: list[MaskBlock] = list(self.blocks)  # type: ignore[arg-type]
+        norms_inputs = any(block.input_norm is not None for block in blocks)
+        if self.parallel and not norms_inputs and in_bfloat16(inputs) and inputs.ndim == 2:
+            products = masked(inputs, self.aggregate, [block.mask for block in blocks])
+            hidden = [block.hidden(product) for block, product in zip(blocks, products, strict=True)]
+            outputs = normed(hidden, [block.norm for block in blocks], [block.activates for block in blocks])
+            return outputs if self.mlp is None else self.mlp(outputs)
         # One ReLU a part gives each a tensor of its own: products with rows that are far apart take far longer.
         aggregated = [F.relu(part) for part in torch.split(self.aggregate(inputs), self.aggregations, dim=1)]
         if self.parallel:
-            outputs = torch.cat(self._side_by_side(inputs, aggregated), dim=1)
+            parts = [block(inputs, part) for block, part in zip(blocks, aggregated, strict=True)]
+            outputs = torch.cat(parts, dim=1)
         else:
             outputs = inputs
-            for block, part in zip(self.blocks, aggregated, strict=True):
+            for block, part in zip(blocks, aggregated, strict=True):
                 outputs = block(outputs, part)
         return outputs if self.mlp is None else self.mlp(outputs)
-
-    def _side_by_side(self, inputs: Tensor, aggregated: Sequence[Tensor]) -> list[Tensor]:
-        blocks: list[MaskBlock] = list(self.blocks)  # type: ignore[arg-type]
-        if any(block.input_norm is not None for block in blocks) or torch.compiler.is_compiling():
-            return [block(inputs, part) for block, part in zip(blocks, aggregated, strict=True)]
-        masks = [block.mask(part) for block, part in zip(blocks, aggregated, strict=True)]
-        products = _Products.apply(inputs, *masks)  # type: ignore[no-untyped-call]
-        return [block.after_product(product) for block, product in zip(blocks, products, strict=True)]
-
-
-class _Products(torch.autograd.Function):
-    """One factor times each of several; the gradient of the one is summed as it is made."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(inputs, *masks)
-        return tuple(mask * inputs for mask in masks)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        inputs, *masks = ctx.saved_tensors
-        total: Tensor | None = None
-        if ctx.needs_input_grad[0]:
-            total = gradients[0] * masks[0]
-            for gradient, mask in zip(gradients[1:], masks[1:], strict=True):
-                total.addcmul_(gradient, mask)
-        return total, *(gradient * inputs for gradient in gradients)
 
 
 def _aggregation(block: MaskBlockConfig, width: int) -> int:

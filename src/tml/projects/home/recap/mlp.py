@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from tml.core.bfloat16 import Linear
+from tml.core.bfloat16 import Linear, linear
 from tml.projects.home.recap.config import MlpConfig
 
 
@@ -25,6 +25,7 @@ class MLP(nn.Module):
     def __init__(self, config: MlpConfig, width: int, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.out_width = config.layer_sizes[-1]
+        self.dropout = config.dropout.rate if config.dropout else 0.0
         self.layers = nn.Sequential()
         for depth, (before, after) in enumerate(pairwise((width, *config.layer_sizes)), start=1):
             linear = Linear(before, after)
@@ -41,11 +42,22 @@ class MLP(nn.Module):
                 self.layers.append(nn.Dropout(config.dropout.rate))
 
     @property
-    def last_linear(self) -> nn.Linear:
-        """The last linear layer: of a tower, the one that gives the logit."""
-        return next(layer for layer in reversed(self.layers) if isinstance(layer, nn.Linear))
+    def linears(self) -> list[nn.Linear]:
+        """The linear layers, first to last: of a tower, the last one gives the logit."""
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+
+    @property
+    def norms(self) -> list[nn.BatchNorm1d]:
+        """The batch norms, first to last."""
+        return [layer for layer in self.layers if isinstance(layer, nn.BatchNorm1d)]
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Inputs (batch, width) to outputs (batch, out_width)."""
-        outputs: Tensor = self.layers(inputs)
+        outputs = inputs
+        layers = [*self.layers]
+        for layer, before, after in zip(layers, [None, *layers], [*layers[1:], None], strict=False):
+            if isinstance(layer, Linear):
+                outputs = linear(outputs, layer.weight, layer.bias, relu=isinstance(after, nn.ReLU))
+            elif not (isinstance(layer, nn.ReLU) and isinstance(before, Linear)):  # which has done it as it wrote
+                outputs = layer(outputs)
         return outputs

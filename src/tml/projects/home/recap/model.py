@@ -32,7 +32,9 @@ from tml.projects.home.recap.config import (
 )
 from tml.projects.home.recap.experts import PLE, MMoE
 from tml.projects.home.recap.featurize import Featurization
+from tml.projects.home.recap.mask_net import MaskNet
 from tml.projects.home.recap.networks import Network, build_network, last_linear
+from tml.projects.home.recap.side_by_side import can_join, joined_logits
 from tml.projects.home.recap.task_weights import GradNorm, UncertaintyWeights
 
 LOWEST_BASE_RATE = 1e-6
@@ -84,6 +86,8 @@ class HeavyRanker(nn.Module):
         if config.backbone is not None:
             self.backbone = backbone = _backbone(config.backbone, len(tasks), width, fields, generator)
             widths |= {"backbone": backbone.out_width, "both": backbone.out_width + width}
+        if isinstance(self.backbone, MaskNet) and {*self.reads} == {"backbone"}:
+            self.featurization.round()  # as a MaskNet does before all else
         self.towers = nn.ModuleDict()
         for (name, task), reads in zip(tasks.items(), self.reads, strict=True):
             parts = () if reads == "backbone" else fields
@@ -93,9 +97,12 @@ class HeavyRanker(nn.Module):
         """Logits (batch, tasks), the tasks in the order of `self.tasks`; about `NEVER` where a task does not apply."""
         inputs = self.featurization(batch)
         outputs = self.backbone(inputs)
+        towers = [*self.towers.values()]
+        if isinstance(outputs, Tensor) and {*self.reads} == {"backbone"} and can_join(towers, outputs):
+            return self._where_it_applies(joined_logits(towers, outputs), batch)
         shared = outputs if isinstance(outputs, tuple) else (outputs,) * len(self.tasks)
         logits = []
-        for tower, own, reads in zip(self.towers.values(), shared, self.reads, strict=True):
+        for tower, own, reads in zip(towers, shared, self.reads, strict=True):
             logits.append(tower(_choose(reads, own, inputs)))
         return self._where_it_applies(torch.cat(logits, dim=1), batch)
 

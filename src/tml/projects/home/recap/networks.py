@@ -45,4 +45,4 @@ def last_linear(network: nn.Module) -> nn.Linear:
     """The last linear layer of a network that ends in an MLP: of a tower, the one that gives the logit."""
     mlp = network if isinstance(network, MLP) else network.mlp
     assert isinstance(mlp, MLP)
-    return mlp.last_linear
+    return mlp.linears[-1]
