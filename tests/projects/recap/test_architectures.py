@@ -264,5 +264,5 @@ def test_a_condition_may_be_whether_a_vector_is_known(examples: Path, embeddings
     train_recap(config, examples, embeddings, tmp_path, seed=0, fingerprint="f")
     table = pq.read_table(examples / "train")
     rate = table["is_click"].to_numpy()[[int(user[1:]) < USERS - 5 for user in table["user_id"].to_pylist()]].mean()
-    bias = load_ranker(tmp_path / "model.safetensors").towers["is_click"].last_linear.bias.item()
+    bias = load_ranker(tmp_path / "model.safetensors").towers["is_click"].linears[-1].bias.item()
     assert bias == pytest.approx(np.log(rate / (1 - rate)), abs=0.01)
