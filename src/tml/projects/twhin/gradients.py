@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tml.projects.twhin.config import TwhinConfig
-from tml.projects.twhin.losses import of_negatives, of_positives
+from tml.projects.twhin.losses import LogisticNegatives, of_negatives, of_positives
 from tml.projects.twhin.narrow import narrow_candidates, narrow_queries, softmax_block
 from tml.projects.twhin.negatives import ROLES, SIDES, Batch
 from tml.projects.twhin.operators import Operators, Side, transform, transform_gradient
@@ -72,14 +73,27 @@ class LossOfBatch:
         self.of_weights = torch.zeros_like(operators.weights)
         weight = batch["weight"].to(rows.gradients["head"].dtype)
         self.share = weight / weight.sum().clamp_min(1e-30)
+        self.of_negatives = self._share_of_negatives()
         self.loss, self.positive = self.share.new_zeros(()), torch.zeros_like(self.share)
         chunks, edges = self.share.shape
         negatives = {side: batch[f"{side}_negatives"].shape[1] for side in SIDES}
         of_part = max(1, BLOCK // (edges * max(1, *negatives.values())))
+        # Threads divide the chunks of a part among themselves.
+        of_part -= of_part % min(of_part, torch.get_num_threads())
         self.of_block = {s: edges if of_part > 1 else max(BLOCK // max(n, 1), LEAST) for s, n in negatives.items()}
         self.excluded = {side: self._excluded(side, of_part) for side in SIDES}
+        self.logistic = {s: LogisticNegatives(self.of_negatives, self.share.numel() * n) for s, n in negatives.items()}
         for start in range(0, chunks, of_part):
             _Part(self, slice(start, start + of_part)).run()
+        for of_side in self.logistic.values():
+            self.loss += of_side.loss()
+
+    def _share_of_negatives(self) -> Tensor:
+        share: Tensor = self.share
+        if self.config.loss == "softmax":
+            return share / 2
+        weight = self.config.negative_weight if self.config.loss == "logistic" else 1.0
+        return share * weight / self.batch["count"].clamp(min=1)
 
     def _excluded(self, side: Side, of_part: int) -> Iterator[Tensor]:
         """For each block, in their order, which of its scores count nothing."""
@@ -100,8 +114,9 @@ class _Part:
     def __init__(self, step: LossOfBatch, chunks: slice) -> None:
         self.step, self.chunks, self.config = step, chunks, step.config
         self.relation: Tensor = step.batch["relation"][chunks]
-        self.share, self.positive = step.share[chunks], step.positive[chunks]
-        self.count = step.batch["count"][chunks].clamp(min=1)
+        self.share, self.of_negatives, self.positive = (
+            of_batch[chunks] for of_batch in (step.share, step.of_negatives, step.positive)
+        )
         self.scale = 1 / self.config.temperature
         self.vectors = {role: step.rows.read(role, chunks) for role in ROLES}
         self.gradients = {role: gradient[chunks] for role, gradient in step.rows.gradients.items()}
@@ -159,7 +174,6 @@ class _Part:
         if not candidates.compared.shape[1]:
             queries.gradient.zero_()
             return of_positive
-        share = self._share_of_negatives()
         narrow = self.config.products == "bf16"
         of_queries, of_candidates = queries.compared, candidates.compared
         if narrow:
@@ -169,24 +183,22 @@ class _Part:
             edges, new, excluded = slice(start, start + size), start == 0, next(self.step.excluded[side])
             pair = of_queries[:, edges], of_candidates
             into = queries.gradient[:, edges], candidates.gradient
-            own = positive[:, edges], share[:, edges]
+            own = positive[:, edges], self.of_negatives[:, edges]
             if narrow:
                 value, of_positive[:, edges] = softmax_block(pair, *own, excluded, into, self.scale, new)
+                self.step.loss += value
+                continue
+            scores, distances = block_scores(self.config.score, *pair, self.scale)
+            if len(excluded):
+                scores.view(-1).index_fill_(0, excluded, -torch.inf)
+            if self.config.loss == "logistic":
+                self.step.logistic[side].to_gradient_(scores, own[1])
             else:
-                scores, distances = block_scores(self.config.score, *pair, self.scale)
-                if len(excluded):
-                    scores.view(-1).index_fill_(0, excluded, -torch.inf)
                 value, of_positive[:, edges] = of_negatives(self.config.loss, scores, *own, self.config.margin)
-                add_block_gradients(self.config.score, scores, distances, pair, into, self.scale, (True, new))
-            self.step.loss += value
+                self.step.loss += value
+            add_block_gradients(self.config.score, scores, distances, pair, into, self.scale, (True, new))
         candidates.back()
         return of_positive
-
-    def _share_of_negatives(self) -> Tensor:
-        if self.config.loss == "softmax":
-            return self.share / 2
-        weight = self.config.negative_weight if self.config.loss == "logistic" else 1.0
-        return self.share * weight / self.count
 
     def _regularise(self) -> None:
         """Add the penalties of the edges' vectors, those of nodes and of relations."""
@@ -225,7 +237,7 @@ class _Prepared:
         self.raw = part.vectors[role]
         self.place = operators.place(first, end, found)
         self.kind = operators.operators[first].operator
-        self.weights = None if self.place is None else operators.weights.detach()[(*self.place, relation)]
+        self.weights = None if self.place is None else F.embedding(relation, operators.weights[self.place])
         self.transformed = self.raw if self.weights is None else transform(self.kind, self.raw, self.weights)
         self.compared = unit(self.transformed) if part.config.score == "cosine" else self.transformed
         self.mask: Tensor | None = None
