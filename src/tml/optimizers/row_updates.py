@@ -63,7 +63,7 @@ def update_rows(
     """
     if isinstance(algorithm, RowwiseAdagradConfig):
         size = max(1, BLOCK // max(1, gradients[:1].numel()))
-        for some, of_some in zip(rows.split(size), gradients.split(size), strict=True):
+        for some, of_some in zip(torch.split(rows, size), torch.split(gradients, size), strict=True):
             _rowwise_adagrad(algorithm, table, state["sum"], some, of_some, rate)
     elif isinstance(algorithm, AdagradConfig):
         state["sum"].index_add_(0, rows, gradients.square())

@@ -77,10 +77,12 @@ class LossOfBatch:
         self.loss, self.positive = self.share.new_zeros(()), torch.zeros_like(self.share)
         chunks, edges = self.share.shape
         negatives = {side: batch[f"{side}_negatives"].shape[1] for side in SIDES}
-        of_part = max(1, BLOCK // (edges * max(1, *negatives.values())))
+        # An accelerator has no such caches, and each call costs it more.
+        block = BLOCK if self.share.device.type == "cpu" else BLOCK << 6
+        of_part = max(1, block // (edges * max(1, *negatives.values())))
         # Threads divide the chunks of a part among themselves.
         of_part -= of_part % min(of_part, torch.get_num_threads())
-        self.of_block = {s: edges if of_part > 1 else max(BLOCK // max(n, 1), LEAST) for s, n in negatives.items()}
+        self.of_block = {s: edges if of_part > 1 else max(block // max(n, 1), LEAST) for s, n in negatives.items()}
         self.excluded = {side: self._excluded(side, of_part) for side in SIDES}
         self.logistic = {s: LogisticNegatives(self.of_negatives, self.share.numel() * n) for s, n in negatives.items()}
         for start in range(0, chunks, of_part):
@@ -93,7 +95,8 @@ class LossOfBatch:
         if self.config.loss == "softmax":
             return share / 2
         weight = self.config.negative_weight if self.config.loss == "logistic" else 1.0
-        return share * weight / self.batch["count"].clamp(min=1)
+        count: Tensor = self.batch["count"].clamp(min=1)
+        return share * weight / count
 
     def _excluded(self, side: Side, of_part: int) -> Iterator[Tensor]:
         """For each block, in their order, which of its scores count nothing."""
