@@ -6,8 +6,8 @@ edges are read from Parquet. The whole loop is timed, with reading, shuffling, d
     twhin.edges_64, twhin.edges_128   edges a second at these dimensions
     twhin.of_bound_64, …_128          the bound of a batch over what it took, its pieces timed by themselves between the
                                       runs: matrix products; a sigmoid and a weight a score; of every edge the
-                                      translation, its own score and the gradients of these; rows gathered, summed,
-                                      scaled and added
+                                      translation, its own score and the gradients of these, which no training can
+                                      leave out; rows gathered, summed, scaled and added
     twhin.vs_pytorch_biggraph_64      our edges a second over PyTorch-BigGraph's on the same graph, where
                                       `torchbiggraph` can be imported
 
