@@ -4,8 +4,10 @@ One million nodes, 8 relations by translation, 100 negatives in the batch and 10
 edges are read from Parquet. The whole loop is timed, with reading, shuffling, drawing, loss, gradients and update.
 
     twhin.edges_64, twhin.edges_128   edges a second at these dimensions
-    twhin.of_bound_64, …_128          the bound of a batch over what it took: matrix products, a sigmoid and a weight a
-                                      score, and rows gathered, summed and added, each timed by itself between the runs
+    twhin.of_bound_64, …_128          the bound of a batch over what it took, its pieces timed by themselves between the
+                                      runs: matrix products; a sigmoid and a weight a score; of every edge the
+                                      translation, its own score and the gradients of these, which no training can
+                                      leave out; rows gathered, summed, scaled and added
     twhin.vs_pytorch_biggraph_64      our edges a second over PyTorch-BigGraph's on the same graph, where
                                       `torchbiggraph` can be imported
 
@@ -14,6 +16,7 @@ python benchmarks/twhin.py [--short]
 
 import argparse
 import importlib.util
+import itertools
 import json
 import statistics
 import sys
@@ -39,7 +42,9 @@ from tml.projects.twhin.negatives import Batch
 from tml.projects.twhin.optimizer import build_optimizer
 
 NODES, RELATIONS, NEGATIVES = 1_000_000, 8, 100
-BATCH, CHUNK = 16_384, 512
+BATCH, CHUNK = 32_768, 512
+BLOCK = 4
+"""Chunks that the bound works on at a time."""
 
 
 def write_graph(path: Path, edges: int) -> None:
@@ -93,36 +98,56 @@ class Training:
 
 
 class Bound:
-    """The least that a batch costs: its work timed piece by piece, with nothing between the pieces."""
+    """The least that a batch costs: its work timed piece by piece, with nothing between the pieces.
 
-    def __init__(self, batch: Batch, dim: int) -> None:
-        self.read, self.edges = batch["reads"]["node"], len(batch["edges"])
+    Blocks are of a few chunks and stay in cache; rows are of another batch each time, as in training. Edges are counted
+    as they are, without what fills up chunks.
+    """
+
+    def __init__(self, batches: list[Batch], dim: int) -> None:
+        self.edges = len(batches[0]["edges"])
+        self.reads = itertools.cycle(batch["reads"]["node"] for batch in batches)
         self.table, self.sums = torch.randn(NODES, dim), torch.zeros(NODES)
-        self.queries, self.candidates = torch.randn(4, CHUNK, dim), torch.randn(4, 2 * NEGATIVES, dim)
-        self.scores, self.share = torch.randn(4, CHUNK, 2 * NEGATIVES), torch.rand(4, CHUNK, 1)
-        self.gradients = torch.empty_like(self.queries), torch.empty_like(self.candidates)
+        self.rows = torch.randn(max(len(batch["reads"]["node"]["rows"]) for batch in batches), dim)
+        self.heads, self.tails = torch.randn(2, BLOCK, CHUNK, dim)
+        self.candidates, self.translation = torch.randn(BLOCK, 2 * NEGATIVES, dim), torch.randn(BLOCK, 1, dim)
+        self.scores = torch.randn(BLOCK, CHUNK, 2 * NEGATIVES)
+        self.share, self.positive = torch.rand(BLOCK, CHUNK, 1), torch.empty(BLOCK * CHUNK, 1, 1)
+        self.queries = self.heads.clone()
+        self.of_heads, self.of_tails = torch.empty_like(self.heads), torch.empty_like(self.tails)
+        self.of_candidates = torch.empty_like(self.candidates)
 
     def _products(self) -> None:
         torch.bmm(self.queries, self.candidates.transpose(1, 2), out=self.scores)
-        torch.bmm(self.scores, self.candidates, out=self.gradients[0])
-        torch.bmm(self.scores.transpose(1, 2), self.queries, out=self.gradients[1])
+        torch.bmm(self.scores, self.candidates, out=self.of_heads)
+        torch.bmm(self.scores.transpose(1, 2), self.queries, out=self.of_candidates)
 
     def _elements(self) -> None:
         self.scores.sigmoid_().mul_(self.share)
 
+    def _edges(self) -> None:
+        torch.add(self.heads, self.translation, out=self.queries)
+        dim = self.queries.shape[2]
+        torch.bmm(self.queries.view(-1, 1, dim), self.tails.view(-1, dim, 1), out=self.positive)
+        self.of_heads.addcmul_(self.tails, self.share)
+        self.of_tails.addcmul_(self.queries, self.share)
+        self.of_heads.sum(1)
+
     def _rows(self) -> None:
-        rows = self.table.index_select(0, self.read["rows"])
-        summed = F.embedding_bag(self.read["order"], rows, self.read["starts"], mode="sum")
-        unique = self.read["unique"]
-        self.sums.index_add_(0, unique, torch.linalg.vector_norm(summed, dim=1))
-        self.table.index_add_(0, unique, summed, alpha=1e-6)
+        read = next(self.reads)
+        rows = torch.index_select(self.table, 0, read["rows"], out=self.rows[: len(read["rows"])])
+        summed = F.embedding_bag(read["order"], rows, read["starts"], mode="sum")
+        norms = torch.linalg.vector_norm(summed, dim=1)
+        self.sums.index_add_(0, read["unique"], norms)
+        self.table.index_add_(0, read["unique"], summed.mul_(norms.reciprocal_().unsqueeze(1)))
 
     def run(self) -> float:
-        """Edges a second: of a few blocks, as many as a batch has for its two sides, and all rows of the batch."""
-        blocks = 2 * self.edges / (4 * CHUNK)
-        of_blocks = [seconds(self._products) + seconds(self._elements) for _ in range(8)]
-        rows = [seconds(self._rows) for _ in range(3)]
-        return self.edges / (statistics.median(of_blocks) * blocks + statistics.median(rows))
+        """Edges a second: of blocks, as many as a batch has for its two sides, of its edges and of its rows."""
+        blocks = self.edges / (BLOCK * CHUNK)
+        of_sides = [seconds(self._products) + seconds(self._elements) for _ in range(8)]
+        of_edges, rows = [seconds(self._edges) for _ in range(8)], [seconds(self._rows) for _ in range(5)]
+        of_blocks = 2 * statistics.median(of_sides) + statistics.median(of_edges)
+        return self.edges / (of_blocks * blocks + statistics.median(rows))
 
 
 def biggraph_speed(path: Path, edges: int) -> float:
@@ -180,7 +205,7 @@ def main() -> None:
         write_graph(path, edges)
         for dim in (64, 128):
             training = Training(path, dim)
-            bound = Bound(next(training.batches), dim)
+            bound = Bound([next(training.batches) for _ in range(5)], dim)
             speeds, shares = [], []
             for _ in range(runs):
                 before = bound.run()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from tml.optimizers import row_updates
 from tml.optimizers.rowwise_adagrad import RowwiseAdagrad
 
 ROWS, WIDTH = 11, 3
@@ -26,8 +27,9 @@ def reference(table: np.ndarray[Any, Any], batches: list[list[int]], rate: float
     return table, sums
 
 
-@pytest.mark.parametrize(("sparse", "decay"), [(True, 0.0), (False, 0.0), (False, 0.1)])
-def test_against_the_formula(sparse: bool, decay: float) -> None:
+@pytest.mark.parametrize(("sparse", "decay", "block"), [(True, 0, 100), (True, 0, 7), (False, 0, 1), (False, 0.1, 1)])
+def test_against_the_formula(sparse: bool, decay: float, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(row_updates, "BLOCK", block)
     torch.manual_seed(0)
     table = nn.Embedding(ROWS, WIDTH, sparse=sparse)
     batches = torch.randint(ROWS, (25, 6), generator=torch.Generator().manual_seed(1)).tolist()

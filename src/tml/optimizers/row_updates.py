@@ -17,6 +17,9 @@ from torch import Tensor
 
 from tml.optimizers.config import AdagradConfig, AdamConfig, AdamWConfig, Algorithm, RowwiseAdagradConfig
 
+BLOCK = 1 << 20
+"""Numbers that row-wise Adagrad updates at a time: from length to change a gradient stays in the processor's cache."""
+
 DROPPED_BITS = {torch.bfloat16: 16, torch.float16: 13}
 """How many of the bits of a float32 a number of this type has not."""
 
@@ -59,9 +62,9 @@ def update_rows(
         step: the number of this update of the table, from 1; Adam corrects its bias by it.
     """
     if isinstance(algorithm, RowwiseAdagradConfig):
-        state["sum"].index_add_(0, rows, mean_of_squares(gradients, state["sum"].dtype))
-        scale = -rate / (state["sum"][rows].sqrt_() + algorithm.epsilon)
-        add_to_rows(table, rows, gradients * scale.view(-1, *[1] * (gradients.ndim - 1)))
+        size = max(1, BLOCK // max(1, gradients[:1].numel()))
+        for some, of_some in zip(torch.split(rows, size), torch.split(gradients, size), strict=True):
+            _rowwise_adagrad(algorithm, table, state["sum"], some, of_some, rate)
     elif isinstance(algorithm, AdagradConfig):
         state["sum"].index_add_(0, rows, gradients.square())
         root = state["sum"].index_select(0, rows).sqrt_().add_(algorithm.epsilon)
@@ -71,6 +74,15 @@ def update_rows(
         add_to_rows(table, rows, change.mul_(-rate))
     else:
         add_to_rows(table, rows, gradients * -rate)
+
+
+def _rowwise_adagrad(
+    algorithm: RowwiseAdagradConfig, table: Tensor, sums: Tensor, rows: Tensor, gradients: Tensor, rate: float
+) -> None:
+    own = sums.index_select(0, rows).add_(mean_of_squares(gradients, sums.dtype))
+    sums.index_copy_(0, rows, own)
+    scale = own.sqrt_().add_(algorithm.epsilon).reciprocal_().mul_(-rate)
+    add_to_rows(table, rows, gradients * scale.view(-1, *[1] * (gradients.ndim - 1)))
 
 
 def _adam(

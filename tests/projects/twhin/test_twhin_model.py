@@ -181,6 +181,23 @@ def test_gradients_of_tables_are_sparse_and_of_what_was_read_only(graph):
     assert _table(model, "post").grad is None
 
 
+def test_batches_whose_backward_waits_do_not_share_their_memory(graph):
+    config = _config()
+    batches = [_batch(graph, config, np.flatnonzero(graph.rel == 0)[start::4]) for start in range(3)]
+    model = _model(graph, config)
+    model(batches[0])[0].backward()  # what it leaves is used by one of the next two
+    model.zero_grad()
+    for loss in [model(batch)[0] for batch in batches[1:]]:
+        loss.backward()
+    found = _table(model, "user").grad.to_dense()
+    expected = torch.zeros_like(found)
+    for batch in batches[1:]:
+        fresh = _model(graph, config)
+        fresh(batch)[0].backward()
+        expected += _table(fresh, "user").grad.to_dense()
+    torch.testing.assert_close(found, expected)
+
+
 def test_dropout_leaves_the_gradient_right(graph):
     """With the same random numbers a small step along a gradient changes the loss by its length squared."""
     config = _config(dropout=0.4)

@@ -141,7 +141,7 @@ class EdgeBatches(BatchesAhead):
                 pool = self.arranger.pool(Edges.concatenate([edges, *(left for left, _ in rest.values())]))
             family = self.arranger.family[edges.rel]
             full = []
-            for number in np.unique(family).tolist():
+            for number in np.flatnonzero(np.bincount(family)).tolist():
                 here = np.flatnonzero(family == number)
                 part = (edges, at) if len(here) == len(edges) else (_take(edges, here), at[here])
                 if number in rest:

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 
 Loss = Literal["logistic", "softmax", "margin"]
 
-MEASURED = 1 << 18
-"""Of more scores than this at once, the logistic loss is measured on every 32nd edge: it costs as much as the
+MEASURED = 1 << 16
+"""Of more scores than this of a side, the logistic loss is measured on about so many: it costs as much as the
 gradients, and nothing but the log reads it."""
 
 
@@ -28,8 +28,10 @@ def of_positives(loss: Loss, positive: Tensor, share: Tensor) -> tuple[Tensor, T
     return F.softplus(-positive) * share, torch.sigmoid(-positive) * -share
 
 
-def of_negatives(loss: Loss, scores: Tensor, positive: Tensor, share: Tensor, margin: float) -> tuple[Tensor, Tensor]:
-    """What negatives of one side add to the loss, and the gradient.
+def of_negatives(
+    loss: Literal["softmax", "margin"], scores: Tensor, positive: Tensor, share: Tensor, margin: float
+) -> tuple[Tensor, Tensor]:
+    """What negatives of one side add to the loss, and the gradient; of the logistic loss it is `LogisticNegatives`.
 
     Args:
         loss: which one.
@@ -41,12 +43,6 @@ def of_negatives(loss: Loss, scores: Tensor, positive: Tensor, share: Tensor, ma
     Returns:
         The sum of the loss, a scalar, and the gradient of the positives (chunks, edges).
     """
-    if loss == "logistic":
-        every = 32 if scores.numel() > MEASURED else 1
-        some = F.softplus(scores[:, ::every]).sum(-1) * share[:, ::every]
-        value = some.sum() * (share.sum() / share[:, ::every].sum().clamp_min(1e-30) if every > 1 else 1)
-        scores.sigmoid_().mul_(share.unsqueeze(-1))
-        return value, torch.zeros_like(positive)
     if loss == "margin":
         scores.sub_((positive - margin).unsqueeze(-1)).clamp_min_(0)
         value = (scores.sum(-1) * share).sum()
@@ -58,3 +54,31 @@ def of_negatives(loss: Loss, scores: Tensor, positive: Tensor, share: Tensor, ma
     value = ((total.log() + largest - positive) * share).sum()
     scores.mul_((share / total).unsqueeze(-1))
     return value, share * (own / total - 1)
+
+
+class LogisticNegatives:
+    """What negatives of one side add to the logistic loss, block by block; the loss is measured once, at the end.
+
+    Args:
+        share: (chunks, edges) of a batch, what an edge's sum over the negatives weighs.
+        scores: how many there are of them in the batch.
+    """
+
+    def __init__(self, share: Tensor, scores: int) -> None:
+        self.share, self.every = share, max(1, scores // MEASURED)
+        self.scores: list[Tensor] = []
+        self.shares: list[Tensor] = []
+
+    def to_gradient_(self, scores: Tensor, share: Tensor) -> None:
+        """Turn the scores (chunks, edges, negatives) of some of the edges, of these shares, into their gradient."""
+        self.scores.append(scores[:, :: self.every].clone().flatten(0, 1))
+        self.shares.append(share[:, :: self.every].reshape(-1))
+        scores.sigmoid_().mul_(share.unsqueeze(-1))
+
+    def loss(self) -> Tensor:
+        """The sum over all edges."""
+        if not self.scores:
+            return self.share.new_zeros(())
+        share = torch.cat(self.shares)
+        some = F.softplus(torch.cat(self.scores)).sum(-1).dot(share)
+        return some if self.every == 1 else some * (self.share.sum() / share.sum().clamp_min(1e-30))

@@ -76,6 +76,7 @@ class TwhinModel(nn.Module):
         )
         operators = [config.operator_of(relation.name) for relation in relations]
         self.operators = Operators(operators, config.embedding_dim, config.reciprocal, generator.device)
+        self._room_left: dict[str, Tensor] = {}
 
     @property
     def device(self) -> torch.device:
@@ -128,35 +129,53 @@ class TwhinModel(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and the scores of its edges; backward hands the gradients of rows to the engine."""
         between = self.relations[int(batch["relation"][0, 0])]
+        nodes = {role: between.head if role.startswith("head") else between.tail for role in ROLES}
         self.embeddings.begin(batch)
-        rows, gradients = self._rows(batch, {"head": between.head, "tail": between.tail})
+        room = self._room(batch)
+
+        def read(role: str, chunks: slice) -> Tensor:
+            rows = batch[role][chunks]
+            vectors: Tensor = self.embeddings.read(nodes[role], rows.reshape(-1))
+            return vectors.view(*rows.shape, self.config.embedding_dim)
+
         with torch.no_grad():
-            step = LossOfBatch(self.config, self.operators, batch, rows)
+            step = LossOfBatch(self.config, self.operators, batch, Rows(read, _by_role(batch, nodes, room)))
 
         def deliver(scale: float) -> None:
-            for node, gradient in gradients.items():
+            for node, read in batch["reads"].items():
                 if self.embeddings.learns(node):
-                    summed = sum_of_rows(gradient, batch["reads"][node])
+                    summed = sum_of_rows(room[node][: len(read["rows"])], read)
                     summed = summed if scale == 1 else summed.mul_(scale)
-                    self.embeddings.add_gradients(node, batch["reads"][node]["unique"], summed)
+                    self.embeddings.add_gradients(node, read["unique"], summed)
             self.embeddings.finish()
+            self._room_left |= room
 
         loss: Tensor = _WithGradients.apply(self.operators.weights, step.loss, step.of_weights, deliver)  # type: ignore[no-untyped-call]
         return loss, {"positive": step.positive}
 
-    def _rows(self, batch: Batch, nodes: Mapping[str, str]) -> tuple[Rows, dict[str, Tensor]]:
-        """The vectors of a batch by role, and by node type the room for their gradients, (rows read, dimension)."""
-        vectors, gradients, whole = {}, {}, {}
+    def _room(self, batch: Batch) -> dict[str, Tensor]:
+        """By node type, room for the gradients of the rows that a batch reads: that of an earlier batch, if it is free.
+
+        The system clears memory that it hands out, page by page, which took as long as a third of a step.
+        """
+        room, like = {}, self.operators.weights.detach()
         for node, read in batch["reads"].items():
-            values = self.embeddings.read(node, read["rows"])
-            whole[node] = torch.empty_like(values)
-            roles = [role for role in ROLES if nodes[role.removesuffix("_negatives")] == node]
-            sizes = [batch[role].numel() for role in roles]
-            parts = torch.split(values, sizes), torch.split(whole[node], sizes)
-            for role, of, gradient in zip(roles, *parts, strict=True):
-                shape = (*batch[role].shape, self.config.embedding_dim)
-                vectors[role], gradients[role] = of.view(shape), gradient.view(shape)
-        return Rows(vectors, gradients), whole
+            count, left = len(read["rows"]), self._room_left.pop(node, None)
+            if left is None or len(left) < count or (left.dtype, left.device) != (like.dtype, like.device):
+                left = like.new_empty(count + count // 16, like.shape[-1])
+            room[node] = left
+        return room
+
+
+def _by_role(batch: Batch, nodes: Mapping[str, str], room: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The part of the room for each role, (chunks, n, dimension)."""
+    parts, starts = {}, dict.fromkeys(room, 0)
+    for role in ROLES:
+        start, shape = starts[nodes[role]], batch[role].shape
+        starts[nodes[role]] = end = start + shape.numel()
+        whole = room[nodes[role]]
+        parts[role] = whole[start:end].view(*shape, whole.shape[1])
+    return parts
 
 
 def require_fit(config: TwhinConfig, relations: Sequence[Relation], sizes: Mapping[str, int]) -> None:

@@ -119,7 +119,7 @@ class Arranger:
         group = self.groups(edges.rel)
         order = np.argsort(group.astype(np.int16), kind="stable")
         lhs, rel, rhs, group = edges.lhs[order], edges.rel[order], edges.rhs[order], group[order]
-        starts = np.flatnonzero(np.diff(group, prepend=-1))
+        starts = _starts(group)
         counts = np.diff(starts, append=len(group))
         width = self._width(counts)
         chunks = -(-counts // width)
@@ -230,15 +230,23 @@ class _Drawn:
 
     def below(self, ends: Rows, count: int) -> Rows:
         """Numbers below each chunk's end, (chunks, count)."""
-        return self.rng.integers(0, ends[:, None], size=(len(ends), count))
+        # Three times faster than integers below ends that differ.
+        return (self.rng.random((len(ends), count)) * ends[:, None]).astype(np.int64)
 
 
 def _maybe_among(keys: Rows, wanted: Rows) -> Rows:
     """Positions of those wanted that may be among the keys; most edges meet themselves nowhere, and a hash shows it."""
-    seen = np.zeros(1 << 20, np.bool_)
-    multiplier = np.uint64(0x9E3779B97F4A7C15)
-    seen[(keys.astype(np.uint64) * multiplier) >> np.uint64(44)] = True
-    return np.flatnonzero(seen[(wanted.astype(np.uint64) * multiplier) >> np.uint64(44)])
+    seen = np.zeros(1 << 19, np.bool_)
+    multiplier, shift = np.uint64(0x9E3779B97F4A7C15), np.uint64(64 - 19)
+    seen[(keys.view(np.uint64) * multiplier) >> shift] = True
+    return np.flatnonzero(seen[(wanted.view(np.uint64) * multiplier) >> shift])
+
+
+def _starts(ordered: Rows) -> Rows:
+    """Where in ascending numbers another one begins."""
+    new = np.ones(len(ordered), np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    return np.flatnonzero(new)
 
 
 def _laid(column: Rows, slots: Rows, shape: tuple[int, int]) -> Rows:
@@ -262,7 +270,7 @@ def _reads(batch: dict[str, npt.NDArray[Any]], nodes: dict[str, str]) -> dict[st
         # One sort of row and position together is several times faster than an argsort.
         keys = np.sort((rows << 32) | np.arange(len(rows)))
         order, ordered = keys & 0xFFFFFFFF, keys >> 32
-        starts = np.flatnonzero(np.diff(ordered, prepend=-1))
+        starts = _starts(ordered)
         arrays = {"rows": rows, "unique": ordered[starts], "order": order, "starts": starts}
         reads[node] = {name: torch.from_numpy(values) for name, values in arrays.items()}
     return reads

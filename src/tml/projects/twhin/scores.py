@@ -37,7 +37,8 @@ def rowwise(score: Score, queries: Tensor, candidates: Tensor) -> Tensor:
         return -(queries - candidates).square().sum(-1).clamp_min(SMALLEST).sqrt()
     if score == "cosine":
         queries, candidates = unit(queries), unit(candidates)
-    return (queries * candidates).sum(-1)
+    # A product of matrices makes one pass of what would be two.
+    return (queries.unsqueeze(-2) @ candidates.unsqueeze(-1))[..., 0, 0]
 
 
 def unit(vectors: Tensor) -> Tensor:
