@@ -33,7 +33,7 @@ from tml.projects.home.recap.config import (
 from tml.projects.home.recap.experts import PLE, MMoE
 from tml.projects.home.recap.featurize import Featurization
 from tml.projects.home.recap.mask_net import MaskNet
-from tml.projects.home.recap.networks import Network, build_network, linears[-1]
+from tml.projects.home.recap.networks import Network, build_network, last_linear
 from tml.projects.home.recap.side_by_side import can_join, joined_logits
 from tml.projects.home.recap.task_weights import GradNorm, UncertaintyWeights
 
@@ -154,7 +154,7 @@ class HeavyRanker(nn.Module):
             if isinstance(tower, AffineTower):
                 logit = float((logit - tower.bias) / tower.scale)
                 tower = tower.network
-            linears[-1](tower).bias.fill_(logit)
+            last_linear(tower).bias.fill_(logit)
 
 
 class AffineTower(nn.Module):

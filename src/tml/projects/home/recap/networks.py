@@ -41,7 +41,7 @@ def build_network(
     return MLP(config.mlp_config, width, generator)
 
 
-def linears[-1](network: nn.Module) -> nn.Linear:
+def last_linear(network: nn.Module) -> nn.Linear:
     """The last linear layer of a network that ends in an MLP: of a tower, the one that gives the logit."""
     mlp = network if isinstance(network, MLP) else network.mlp
     assert isinstance(mlp, MLP)
