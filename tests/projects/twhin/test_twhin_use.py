@@ -20,7 +20,7 @@ from tml.projects.twhin.config import RelationConfig, TwhinConfig
 from tml.projects.twhin.edge_files import NamedEdges, read_edges
 from tml.projects.twhin.export import export_embeddings
 from tml.projects.twhin.graph import Graph, Relation
-from tml.projects.twhin.losses import Loss, of_negatives, of_positives
+from tml.projects.twhin.losses import LogisticNegatives, Loss, of_negatives, of_positives
 from tml.projects.twhin.model import TwhinModel
 from tml.projects.twhin.neighbours import plain_search, read_names, relation_search
 from tml.projects.twhin.project import loss_against, project_file, project_nodes
@@ -294,7 +294,13 @@ def test_the_losses_of_projection_are_those_of_training(loss):
     for edge in range(6):
         one = share[edge].unsqueeze(0)
         scores = (negatives / objective.temperature).masked_fill(own, -torch.inf)
-        value, _ = of_negatives(loss, scores, scaled, one * weight / counts, objective.margin)
+        weights = one * weight / counts
+        if loss == "logistic":
+            measured = LogisticNegatives(weights, scores.numel())
+            measured.to_gradient_(scores, weights)
+            value = measured.loss()
+        else:
+            value, _ = of_negatives(loss, scores, scaled, weights, objective.margin)
         expected.append(of_positives(loss, scaled, one)[0].sum() + value)
     torch.testing.assert_close(loss_against(objective, positive[0], negatives[0], own[0]), torch.stack(expected))
 
