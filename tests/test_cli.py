@@ -77,7 +77,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 
 def test_the_shipped_configs_load() -> None:
     from tml.core.config import load_config
-    from tml.pipeline import RunConfig
+    from tml.run_config import RunConfig
 
     # The published configuration is no job; `test_examples` has it.
     paths = sorted(path for path in EXAMPLES.glob("*.yaml") if path.name != "published.yaml")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tml.core.config import load_config
-from tml.pipeline import RunConfig
 from tml.projects.home.recap.published_config import PublishedConfig, is_published
+from tml.run_config import RunConfig
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -13,8 +13,9 @@ import pytest
 from tml.core.config import load_config
 from tml.core.errors import DataError, MissingStage, UserError
 from tml.core.files import read_json
-from tml.pipeline import Run, RunConfig, run_comparison, run_job, run_what_if
+from tml.pipeline import run_comparison, run_job, run_what_if
 from tml.projects.home.recap import train as recap_train
+from tml.run_config import Run, RunConfig
 
 TASKS = ("favorited", "video_playback_50", "good_clicked_convo_desc_v2")
 

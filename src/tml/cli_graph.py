@@ -125,7 +125,7 @@ def twhin_prepare(
     if job or is_log(source):
         from tml.core.config import load_config
         from tml.graph_pipeline import prepare_config, prepare_log
-        from tml.pipeline import RunConfig
+        from tml.run_config import RunConfig
 
         of_triples = {"validation": validation, "test": test, "types": types, "columns": columns != COLUMNS}
         _refuse({**of_triples, "unknown": unknown is not Unknown.ERROR}, source, "triples")

@@ -42,8 +42,9 @@ def example(line: str) -> str:
 def do_job(config: Path | None, run_dir: Path | None, overrides: list[str] | None, only: str | None) -> Path:
     """Load the config, do the job or one stage of it, return the run folder."""
     from tml.core.config import load_config
-    from tml.pipeline import RunConfig, run_job
+    from tml.pipeline import run_job
     from tml.projects.home.recap.published_config import is_published
+    from tml.run_config import RunConfig
 
     if config is not None and config.is_dir():
         # A run's folder holds the job that made it.

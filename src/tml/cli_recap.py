@@ -126,9 +126,9 @@ def recap_schedule(
 ) -> None:
     """Show the learning rate of each tower and of the backbone over the steps, before anything is trained."""
     from tml.core.config import load_config
-    from tml.pipeline import RunConfig
     from tml.report.schedule import load_optimizer, plan_of_optimizer, plan_of_ranker
     from tml.report.schedule_picture import require_format, write_picture
+    from tml.run_config import RunConfig
 
     if out is not None:
         require_format(out)
@@ -161,8 +161,8 @@ def _load_run(folder: Path) -> Any:
     """The run of a folder, by its own config."""
     from tml.core.config import load_config
     from tml.core.errors import MissingStage
-    from tml.pipeline import Run, RunConfig
     from tml.projects.home.recap.published_config import is_published
+    from tml.run_config import Run, RunConfig
 
     config = folder / "config.yaml"
     if not config.is_file():

@@ -14,12 +14,12 @@ from tml.core.files import require_replaceable, whole_folder, write_text
 from tml.core.lock import alone
 from tml.data.log import open_log
 from tml.features.build import train_start
-from tml.pipeline import RunConfig
 from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.data import extract_graph, extract_new_edges
 from tml.projects.twhin.graph import PARTS, GraphFolder, graph_digest
 from tml.projects.twhin.published import PublishedConfig, is_published, notes, prepare_published
 from tml.projects.twhin.train import train_on_graph
+from tml.run_config import RunConfig
 
 
 def train_graph(config: RunConfig, graph: Path, folder: Path) -> None:

@@ -11,26 +11,22 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from pydantic import Field, model_validator
 from rich.console import Console
 
 from tml import __version__
-from tml.core.config import BaseConfig, fingerprint, load_config, one_of, to_yaml
+from tml.core.config import fingerprint, load_config, to_yaml
 from tml.core.errors import MissingStage
 from tml.core.files import read_json, remove, write_json, write_text
 from tml.core.lock import alone
-from tml.data.config import LogConfig, TaskConfig, published_tasks
 from tml.data.examples import Schema, vector_values
-from tml.data.log import Log, log_fingerprint, open_log
+from tml.data.log import Log, open_log
 from tml.data.shards import read_part
 from tml.features.build import build_examples, train_start
-from tml.features.config import FeaturesConfig, SplitConfig
 from tml.projects.home.recap.baseline_predictions import predict_baselines
 from tml.projects.home.recap.boosting import is_installed
 from tml.projects.home.recap.calibration_maps import calibrate_predictions
@@ -38,17 +34,15 @@ from tml.projects.home.recap.combine import combination_weights, rank_sessions, 
 from tml.projects.home.recap.compare import compare
 from tml.projects.home.recap.evaluate import evaluate_predictions, write_evaluation
 from tml.projects.home.recap.evaluate_segments import evaluate_segments
-from tml.projects.home.recap.evaluation_config import EvaluationConfig
 from tml.projects.home.recap.input_config import StratifierConfig
 from tml.projects.home.recap.intervals import order_intervals, task_intervals
 from tml.projects.home.recap.predict import predict, write_predictions
 from tml.projects.home.recap.segments import segment_examples
-from tml.projects.home.recap.train import RecapConfig, train_recap
+from tml.projects.home.recap.train import train_recap
 from tml.projects.home.recap.what_if import what_if
-from tml.projects.twhin.config import TwhinConfig
 from tml.projects.twhin.train import train_twhin
 from tml.report import write_report
-from tml.simulator.config import SimulatorConfig
+from tml.run_config import Run, RunConfig
 from tml.simulator.simulate import simulate
 
 FOLLOWED = "follows_author"
@@ -56,69 +50,6 @@ FOLLOWED = "follows_author"
 
 TOP = 5
 """Posts at the top of a timeline that the ranking is judged by."""
-
-
-class RunConfig(BaseConfig):
-    """The whole job. Exactly one of `log` (read it) and `simulator` (make one first) is set.
-
-    Attributes:
-        seed: of everything random.
-        tasks: task → the engagement that it predicts; by default the ten published ones.
-        weights: task → its weight in the score, where it is not to be the published one (1 for tasks without one).
-        twhin: null goes without graph embeddings.
-    """
-
-    seed: int = Field(0, ge=0)
-    log: LogConfig | None = one_of("source")
-    simulator: SimulatorConfig | None = one_of("source")
-    tasks: dict[str, TaskConfig] = Field(default_factory=published_tasks, min_length=1)
-    features: FeaturesConfig = FeaturesConfig()
-    split: SplitConfig = SplitConfig()
-    twhin: TwhinConfig | None = TwhinConfig()
-    recap: RecapConfig = RecapConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    weights: dict[str, float] = Field(default_factory=dict)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _simulate_by_default(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("log") is None and values.get("simulator") is None:
-            return {**values, "simulator": {}}
-        return values
-
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        combination_weights(list(self.tasks), self.weights)
-        return self
-
-
-class Run:
-    """A config and the folder that its stages read and write."""
-
-    def __init__(self, config: RunConfig, folder: Path) -> None:
-        self.config, self.folder = config, folder
-        self.log_folder = folder / "log"
-        self.examples = folder / "examples"
-        self.twhin = folder / "twhin"
-        self.recap = folder / "recap"
-        self.baselines = folder / "baselines" / "predictions.parquet"
-        self.calibration = self.recap / "calibration.json"
-        self.predictions = self.recap / "predictions.parquet"
-
-    @property
-    def log(self) -> LogConfig:
-        """The log's config: the one given, or that of the simulated log."""
-        return self.config.log or LogConfig(path=self.log_folder, truth="truth/probabilities.parquet")
-
-    @cached_property
-    def log_digest(self) -> str:
-        """The digest of the log's content: every byte of it is read, so once a run."""
-        return log_fingerprint(self.log)
-
-    @property
-    def embeddings(self) -> Path | None:
-        """The folder of TwHIN's embeddings, if the job has TwHIN."""
-        return self.twhin / "embeddings" if self.config.twhin else None
 
 
 @dataclass(frozen=True)

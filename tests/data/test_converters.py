@@ -19,8 +19,8 @@ from tml.data.converters.kuairand import LABELS
 from tml.data.converters.recsys import FIELDS
 from tml.data.log import open_log
 from tml.features.build import build_examples, train_start
-from tml.pipeline import RunConfig
 from tml.projects.twhin.data import extract_graph
+from tml.run_config import RunConfig
 
 START = 1_580_947_200  # 6 February 2020 in seconds
 

@@ -20,7 +20,8 @@ from tml.data.examples import VECTORS, Schema, vector_values
 from tml.data.log import open_log
 from tml.features.build import build_examples
 from tml.features.config import AggregateConfig, FeaturesConfig, SplitConfig
-from tml.pipeline import RunConfig, run_job
+from tml.pipeline import run_job
+from tml.run_config import RunConfig
 from tml.simulator.config import SimulatorConfig
 
 HAS_SPARK = bool(importlib.util.find_spec("pyspark") and importlib.util.find_spec("sqlglot") and shutil.which("java"))

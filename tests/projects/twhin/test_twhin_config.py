@@ -3,9 +3,9 @@ import pytest
 from tml.core.config import load_config, parse_config
 from tml.core.errors import ConfigError
 from tml.optimizers.config import AdagradConfig
-from tml.pipeline import RunConfig
 from tml.projects.home.recap.train import RecapConfig
 from tml.projects.twhin.config import TwhinConfig
+from tml.run_config import RunConfig
 
 
 def _refused(tree, message):
